@@ -1,0 +1,152 @@
+"""creche: runs AI agents for many users at once, each run in a Trio nursery of its own.
+
+The layout, in reading order: who is asking (`UserExecutionContext`); what a run says (`events`);
+what it works with (models, tools, agents); what owns it (`open_supervisor`).
+"""
+
+from creche import _events as events
+from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
+from creche._barrier import leaves, split
+from creche._context import (
+    MessageId,
+    RequestId,
+    RunId,
+    ThreadId,
+    ToolCallId,
+    UserExecutionContext,
+    UserId,
+    new_id,
+)
+from creche._emitter import EventEmitter
+from creche._engine import ExecutionEngine
+from creche._errors import (
+    CrecheError,
+    DrainingError,
+    EmitterClosedError,
+    GrammarError,
+    InvalidContextError,
+    LimitExceededError,
+    ModelError,
+    RunError,
+    StoreUnavailableError,
+    ThreadDeletedError,
+    ToolDefinitionError,
+    UnknownAgentError,
+)
+from creche._grammar import Grammar
+from creche._infrastructure import Infrastructure
+from creche._journal import Entry, Journal, Journals, open_journals
+from creche._limits import Limits
+from creche._messages import (
+    AssistantMessage,
+    FunctionCall,
+    Message,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+    decode_message,
+    encode_message,
+    role_of,
+    text_of,
+)
+from creche._models import Model, ModelPart, TextDelta, ToolCallRequest, ToolSpec, Usage
+from creche._recovery import end_lost_runs
+from creche._redaction import redact_text, redact_value
+from creche._run import CancelReason, Receipt, Run, RunContext, RunOutcome
+from creche._store import (
+    Chunk,
+    Commit,
+    MemoryStore,
+    NewThread,
+    RunRecord,
+    RunStatus,
+    Store,
+    StoredMessage,
+    ThreadRecord,
+    new_epoch,
+)
+from creche._supervisor import Supervisor, open_supervisor
+from creche._tools import StopFlag, Tool, ToolContext, ToolDispatcher, ToolResult, tool
+
+__all__ = [
+    "Agent",
+    "AgentClassRegistry",
+    "AgentDescription",
+    "AssistantMessage",
+    "CancelReason",
+    "Chunk",
+    "Commit",
+    "CrecheError",
+    "DrainingError",
+    "EmitterClosedError",
+    "Entry",
+    "EventEmitter",
+    "ExecutionEngine",
+    "FunctionCall",
+    "Grammar",
+    "GrammarError",
+    "Infrastructure",
+    "InvalidContextError",
+    "Journal",
+    "Journals",
+    "LimitExceededError",
+    "Limits",
+    "MemoryStore",
+    "Message",
+    "MessageId",
+    "Model",
+    "ModelAgent",
+    "ModelError",
+    "ModelPart",
+    "NewThread",
+    "Receipt",
+    "RequestId",
+    "Run",
+    "RunContext",
+    "RunError",
+    "RunId",
+    "RunOutcome",
+    "RunRecord",
+    "RunStatus",
+    "StopFlag",
+    "Store",
+    "StoreUnavailableError",
+    "StoredMessage",
+    "Supervisor",
+    "SystemMessage",
+    "TextDelta",
+    "ThreadDeletedError",
+    "ThreadId",
+    "ThreadRecord",
+    "Tool",
+    "ToolCall",
+    "ToolCallId",
+    "ToolCallRequest",
+    "ToolContext",
+    "ToolDefinitionError",
+    "ToolDispatcher",
+    "ToolMessage",
+    "ToolResult",
+    "ToolSpec",
+    "UnknownAgentError",
+    "Usage",
+    "UserExecutionContext",
+    "UserId",
+    "UserMessage",
+    "decode_message",
+    "encode_message",
+    "end_lost_runs",
+    "events",
+    "leaves",
+    "new_epoch",
+    "new_id",
+    "open_journals",
+    "open_supervisor",
+    "redact_text",
+    "redact_value",
+    "role_of",
+    "split",
+    "text_of",
+    "tool",
+]

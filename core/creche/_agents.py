@@ -1,0 +1,249 @@
+"""Agents: classes are infrastructure, instances belong to one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import (
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+    Sequence,
+)
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+
+import trio
+
+from creche._context import MessageId, new_id
+from creche._emitter import new_tool_call_id
+from creche._errors import RunError, UnknownAgentError
+from creche._messages import (
+    AssistantMessage,
+    FunctionCall,
+    Message,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+)
+from creche._models import TextDelta, ToolCallRequest
+from creche._run import RunContext
+from creche._tools import Tool, ToolResult
+
+_MUTABLE: Final[tuple[type[object], ...]] = (MutableMapping, MutableSequence, MutableSet)
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Code that answers. Its class is called without arguments, anew for every run.
+
+    A class may name the tools that it calls in `tools`: `Tool` objects, or names of tools that
+    the process provides.
+    """
+
+    async def run(self, run: RunContext) -> Any:
+        """Answer `run.messages`. What it returns becomes the result of the run."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AgentDescription:
+    """What is known of a registered agent."""
+
+    name: str
+    agent_class: type[Agent]
+    description: str
+    version: str
+    requires: tuple[str, ...]  # names of the tools that the process must provide
+
+    @property
+    def tools(self) -> tuple[Tool | str, ...]:
+        return tuple(getattr(self.agent_class, "tools", ()))
+
+
+class AgentClassRegistry:
+    """Which class answers to which name. Filled at start-up, then frozen and shared by all runs."""
+
+    def __init__(self, agents: Mapping[str, type[Agent]] | None = None) -> None:
+        self._agents: dict[str, AgentDescription] = {}
+        self._frozen = False
+        for name, agent_class in (agents or {}).items():
+            self.register(name, agent_class)
+
+    def register(
+        self,
+        name: str,
+        agent_class: type[Agent],
+        *,
+        description: str | None = None,
+        version: str = "1",
+        requires: Sequence[str] = (),
+    ) -> None:
+        """Make a class known by a name.
+
+        Raises TypeError for what is no agent class, and for one with a class attribute that runs
+        could change for each other; ValueError for a blank or taken name; RuntimeError once
+        frozen.
+        """
+        if self._frozen:
+            msg = f"the registry is frozen: register {name!r} before anything runs"
+            raise RuntimeError(msg)
+        if not name.strip():
+            msg = "an agent's name must not be blank"
+            raise ValueError(msg)
+        if name in self._agents:
+            msg = f"an agent named {name!r} is registered already"
+            raise ValueError(msg)
+        check_agent_class(name, agent_class)
+        named = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, str)]
+        self._agents[name] = AgentDescription(
+            name=name,
+            agent_class=agent_class,
+            description=description or inspect.cleandoc(agent_class.__doc__ or ""),
+            version=version,
+            requires=tuple(dict.fromkeys([*requires, *named])),
+        )
+
+    def freeze(self) -> None:
+        """From now on, refuse registrations."""
+        self._frozen = True
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._agents)
+
+    def describe(self, name: str) -> AgentDescription:
+        """Raises UnknownAgentError, which lists the names that there are."""
+        try:
+            return self._agents[name]
+        except KeyError:
+            known = ", ".join(sorted(self._agents)) or "none"
+            msg = f"no agent is named {name!r} (there is {known})"
+            raise UnknownAgentError(msg) from None
+
+    def missing_requirements(self, provided: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Which agents want tools that are not among those provided; empty when all is well."""
+        missing = {
+            name: tuple(tool for tool in agent.requires if tool not in provided)
+            for name, agent in self._agents.items()
+        }
+        return {name: tools for name, tools in missing.items() if tools}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._agents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._agents)
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+
+def check_agent_class(name: str, agent_class: object) -> None:
+    """Raise TypeError unless this is an agent class that no run can leave something behind in."""
+    if not inspect.isclass(agent_class):
+        msg = f"agent {name!r} must be a class, so that each run gets an instance of its own"
+        raise TypeError(msg)
+    if not inspect.iscoroutinefunction(getattr(agent_class, "run", None)):
+        msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
+        raise TypeError(msg)
+    for owner in agent_class.__mro__[:-1]:
+        for attribute, value in vars(owner).items():
+            if _is_mutable(value) and not _is_dunder(attribute):
+                msg = (
+                    f"agent {name!r}: {owner.__name__}.{attribute} is a {type(value).__name__} "
+                    "that all runs would share; make it a tuple, a frozenset or a "
+                    "MappingProxyType, or set it in __init__"
+                )
+                raise TypeError(msg)
+
+
+def _is_mutable(value: object) -> bool:
+    return isinstance(value, _MUTABLE)
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+class ModelAgent:
+    """The model-and-tools loop: ask the model, call the tools that it wants, ask again.
+
+    Subclass it and set the class attributes; `run` is the whole of it.
+    """
+
+    instructions: ClassVar[str] = "You are a helpful assistant."
+    tools: ClassVar[tuple[Tool | str, ...]] = ()
+    model: ClassVar[str] = "default"
+
+    async def run(self, run: RunContext) -> None:
+        """Answer by as many turns as it takes, `Limits.max_turns` at most."""
+        messages: list[Message] = [
+            SystemMessage(id=MessageId(new_id()), content=self.instructions),
+            *run.messages,
+        ]
+        for _ in range(run.limits.max_turns):
+            answer = await self._turn(run, messages)
+            if not answer.tool_calls:
+                return
+            messages.append(answer)
+            messages.extend(await self._call_tools(run, answer))
+        msg = f"the agent did not finish within {run.limits.max_turns} model calls"
+        raise RunError(msg, code="turn_limit")
+
+    async def _turn(self, run: RunContext, messages: Sequence[Message]) -> AssistantMessage:
+        """One answer of the model, streamed to the client as it comes."""
+        model = run.model(self.model)
+        text: list[str] = []
+        calls: list[ToolCall] = []
+        message_id: MessageId | None = None
+        async with model.open_stream(messages, run.tools.specs) as stream:
+            async for part in stream:
+                if isinstance(part, TextDelta):
+                    if message_id is None:
+                        message_id = await run.emit.begin_text()
+                    text.append(part.text)
+                    await run.emit.text(part.text)
+                elif isinstance(part, ToolCallRequest):
+                    calls.append(_tool_call(part))
+                else:
+                    run.spent(model.name, part)
+        await run.emit.end_text()
+        return AssistantMessage(
+            id=message_id or MessageId(new_id()),
+            content="".join(text) or None,
+            tool_calls=tuple(calls),
+        )
+
+    async def _call_tools(self, run: RunContext, answer: AssistantMessage) -> list[ToolMessage]:
+        """Call what the answer asks for, all at once; the results keep the answer's order."""
+        results: dict[str, ToolResult] = {}
+
+        async def call(wanted: ToolCall) -> None:
+            results[wanted.id] = await run.tools.dispatch(
+                wanted.function.name,
+                wanted.function.arguments,
+                tool_call_id=wanted.id,
+                parent_message_id=answer.id,
+            )
+
+        async with trio.open_nursery() as nursery:
+            for wanted in answer.tool_calls:
+                nursery.start_soon(call, wanted)
+        return [
+            ToolMessage(
+                id=MessageId(new_id()),
+                tool_call_id=wanted.id,
+                content=results[wanted.id].content,
+                error=results[wanted.id].error,
+            )
+            for wanted in answer.tool_calls
+        ]
+
+
+def _tool_call(request: ToolCallRequest) -> ToolCall:
+    # A provider's ids are unique in its answer only, and ours must be so in the whole run.
+    return ToolCall(
+        id=new_tool_call_id(),
+        function=FunctionCall(request.name, request.arguments),
+    )

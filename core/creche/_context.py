@@ -1,0 +1,212 @@
+"""Who, on which thread, in which run: the immutable identity that every call is handed.
+
+A context is data and has no powers. It is passed as an argument; nothing in creche ever
+reads an identity from anywhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+import uuid
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, NewType, cast
+
+from creche._errors import InvalidContextError
+from creche._redaction import redact_value
+
+UserId = NewType("UserId", str)
+ThreadId = NewType("ThreadId", str)
+RunId = NewType("RunId", str)
+RequestId = NewType("RequestId", str)
+MessageId = NewType("MessageId", str)
+ToolCallId = NewType("ToolCallId", str)
+
+MAX_ID_LENGTH: Final = 256  # characters
+MAX_DEPTH: Final = 10  # children below the context of the request
+
+_PLACEHOLDERS: Final = frozenset(
+    {
+        "registry",
+        "placeholder",
+        "default",
+        "temp",
+        "none",
+        "null",
+        "undefined",
+        "xxx",
+        "yyy",
+        "example",
+    },
+)
+# An application may number its users, so these are no placeholders for a user.
+_NUMERIC_PLACEHOLDERS: Final = frozenset({"0", "1"})
+_RUN_PREFIXES: Final = ("placeholder_", "registry_")
+_RESERVED_METADATA: Final = frozenset(
+    {
+        "user_id",
+        "thread_id",
+        "run_id",
+        "request_id",
+        "created_at",
+        "metadata",
+        "parent",
+        "operation",
+        "depth",
+    },
+)
+
+
+def new_id() -> str:
+    """A fresh random id, 32 hexadecimal characters."""
+    return uuid.uuid4().hex
+
+
+def check_id(field: str, value: object) -> str:
+    """Return `value` if it may serve as the id called `field` (`"user_id"`, `"run_id"`, ...).
+
+    Raises InvalidContextError, which names the field and the rule but never the value.
+    """
+    if not isinstance(value, str):
+        msg = f"{field} must be a string, not {type(value).__name__}"
+        raise InvalidContextError(msg)
+    if not value.strip():
+        msg = f"{field} must not be blank"
+        raise InvalidContextError(msg)
+    if len(value) > MAX_ID_LENGTH:
+        msg = f"{field} must not be longer than {MAX_ID_LENGTH} characters (it has {len(value)})"
+        raise InvalidContextError(msg)
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
+        msg = f"{field} must not contain control characters"
+        raise InvalidContextError(msg)
+    lowered = value.strip().lower()
+    if lowered in _PLACEHOLDERS or (field != "user_id" and lowered in _NUMERIC_PLACEHOLDERS):
+        msg = f"{field} must be a real id, and this is a placeholder"
+        raise InvalidContextError(msg)
+    if field == "run_id" and lowered.startswith(_RUN_PREFIXES):
+        msg = f"{field} must be a real id, and this starts like a placeholder"
+        raise InvalidContextError(msg)
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    """A deep copy of JSON-like data that nobody can change."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return MappingProxyType({str(key): _frozen(item) for key, item in items})
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_frozen, cast("Sequence[Any]", value)))
+    if isinstance(value, bytearray):
+        return bytes(value)
+    if isinstance(value, (set, frozenset)):
+        return frozenset(map(_frozen, cast("AbstractSet[Any]", value)))
+    return value
+
+
+def _checked_metadata(metadata: object) -> Mapping[str, Any]:
+    if not isinstance(metadata, Mapping):
+        msg = f"metadata must be a mapping, not {type(metadata).__name__}"
+        raise InvalidContextError(msg)
+    keys = [str(key) for key in cast("Mapping[Any, Any]", metadata)]
+    reserved = sorted(key for key in keys if key in _RESERVED_METADATA)
+    if reserved:
+        msg = f"metadata must not carry the reserved keys {', '.join(reserved)}"
+        raise InvalidContextError(msg)
+    frozen: Mapping[str, Any] = _frozen(cast("Mapping[Any, Any]", metadata))
+    return frozen
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
+class UserExecutionContext:
+    """The identity of one request within one run.
+
+    Make one by `from_request`, which validates; every field is immutable, metadata deeply so.
+    Two contexts are equal when they are the same object: an identity is not a value to compare.
+    """
+
+    user_id: UserId
+    thread_id: ThreadId
+    run_id: RunId
+    request_id: RequestId
+    created_at: datetime  # UTC
+    metadata: Mapping[str, Any]  # deeply frozen
+    parent: UserExecutionContext | None = None
+    operation: str | None = None  # what a child was made for
+    depth: int = 0
+
+    @classmethod
+    def from_request(
+        cls,
+        *,
+        user_id: str,
+        thread_id: str,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UserExecutionContext:
+        """Validate what a request says about itself; absent run and request ids are made afresh.
+
+        Raises InvalidContextError at the first field that breaks a rule (see `check_id`).
+        """
+        return cls(
+            user_id=UserId(check_id("user_id", user_id)),
+            thread_id=ThreadId(check_id("thread_id", thread_id)),
+            run_id=RunId(new_id() if run_id is None else check_id("run_id", run_id)),
+            request_id=RequestId(
+                str(uuid.uuid4()) if request_id is None else check_id("request_id", request_id),
+            ),
+            created_at=datetime.now(UTC),
+            metadata=_checked_metadata({} if metadata is None else metadata),
+        )
+
+    def child(self, operation: str, **extra: Any) -> UserExecutionContext:
+        """A context for a part of this run: same user, thread and run, a request id of its own.
+
+        `extra` is added to the metadata. Raises InvalidContextError for a blank operation, a
+        reserved key, and below `MAX_DEPTH` levels.
+        """
+        if not operation.strip():
+            msg = "operation must not be blank"
+            raise InvalidContextError(msg)
+        if self.depth >= MAX_DEPTH:
+            msg = f"a context has at most {MAX_DEPTH} levels of children"
+            raise InvalidContextError(msg)
+        return dataclasses.replace(
+            self,
+            request_id=RequestId(str(uuid.uuid4())),
+            created_at=datetime.now(UTC),
+            metadata=_checked_metadata({**self.metadata, **extra}),
+            parent=self,
+            operation=operation,
+            depth=self.depth + 1,
+        )
+
+    @property
+    def correlation_id(self) -> str:
+        """Short and unique enough to find this request's log lines; safe to show to anybody."""
+        return self.request_id.replace("-", "")[:12]
+
+    def audit_trail(self) -> tuple[str, ...]:
+        """The operations that led here, outermost first; the request itself is `"request"`."""
+        above = self.parent.audit_trail() if self.parent is not None else ()
+        return (*above, self.operation or "request")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that may be logged, as JSON-like data; secrets in metadata are redacted."""
+        return {
+            "user_id": self.user_id,
+            "thread_id": self.thread_id,
+            "run_id": self.run_id,
+            "request_id": self.request_id,
+            "created_at": self.created_at.isoformat(),
+            "operation": self.operation,
+            "depth": self.depth,
+            "metadata": redact_value(self.metadata),
+        }
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{key}={value!r}" for key, value in self.to_dict().items())
+        return f"UserExecutionContext({inner})"

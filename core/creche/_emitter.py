@@ -1,0 +1,220 @@
+"""The only way for a run to say anything: grammar, redaction, journal, in that order.
+
+An emitter is bound to one context and cannot be pointed elsewhere. `emit` is awaited, so that
+a flood of events yields to others, stays cancellable and feels the store's back-pressure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from creche import _events as events
+from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
+from creche._errors import (
+    CrecheError,
+    EmitterClosedError,
+    GrammarError,
+    LimitExceededError,
+)
+from creche._grammar import Grammar, Phase
+from creche._journal import Entry, Journal
+from creche._limits import Limits
+from creche._messages import Message
+from creche._redaction import redact_text, redact_value
+from creche._store import RunRecord, StoredMessage
+from creche._transcript import Transcript
+
+_EVENTS_PER_YIELD: Final = 32  # a checkpoint costs as much as two or three events
+_OF_THE_RUN: Final = (events.RunStarted, *events.TERMINAL)
+_BYTES_PER_YIELD: Final = 64 * 1024
+
+
+def timestamp() -> int:
+    """This moment, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class EventEmitter:
+    """Speaks for one run, on its own thread's journal, until the run's terminal event."""
+
+    def __init__(self, context: UserExecutionContext, journal: Journal, limits: Limits) -> None:
+        if (journal.user_id, journal.thread_id) != (context.user_id, context.thread_id):
+            msg = "an emitter speaks on the journal of its own context's thread only"
+            raise CrecheError(msg)
+        self._context = context
+        self._journal = journal
+        self._limits = limits
+        self._grammar = Grammar()
+        self._transcript = Transcript()
+        self._text: MessageId | None = None  # the message that `text` is writing
+        self._said_bytes = 0
+        self._until_yield = _EVENTS_PER_YIELD
+        self._yield_at = _BYTES_PER_YIELD
+
+    async def emit(self, event: events.Event) -> None:
+        """Say one event. It is visible at once, unless it is a barrier.
+
+        Raises GrammarError if it may not follow what was said or is not an agent's to say,
+        TypeError or ValueError if it has no JSON, EmitterClosedError after the run's end,
+        LimitExceededError once the run has said more than `Limits.run_bytes`.
+        """
+        if isinstance(event, _OF_THE_RUN) and self._grammar.phase is not Phase.ENDED:
+            msg = f"{type(event).__name__} is the engine's to say, not an agent's"
+            raise GrammarError(msg)
+        if self._say_within_limits(event):
+            await self._give_way()
+
+    async def text(self, delta: str) -> None:
+        """Add words to the answer, beginning a message if none is open."""
+        if self._text is None:
+            await self.begin_text()
+        assert self._text is not None
+        # As `emit` does it, without one more coroutine: nearly all events come this way.
+        if self._say_within_limits(
+            events.TextMessageContent(message_id=self._text, delta=delta),
+        ):
+            await self._give_way()
+
+    async def begin_text(self) -> MessageId:
+        """Begin a new assistant message, ending the one that was open."""
+        await self.end_text()
+        message_id = MessageId(new_id())
+        await self.emit(
+            events.TextMessageStart(
+                message_id=message_id,
+                role="assistant",
+                timestamp=timestamp(),
+            ),
+        )
+        self._text = message_id
+        return message_id
+
+    async def end_text(self) -> None:
+        """End the open message, if there is one."""
+        if self._text is not None:
+            message_id, self._text = self._text, None
+            await self.emit(events.TextMessageEnd(message_id=message_id))
+
+    async def custom(self, name: str, value: Any) -> None:
+        """Say something that has no event of its own."""
+        await self.emit(events.Custom(name=name, value=value, timestamp=timestamp()))
+
+    # --- the engine's part: the beginning and the end of the run
+
+    def begin(self, message: tuple[Message, ...], record: RunRecord) -> Entry:
+        """Say RUN_STARTED, a barrier committed together with the run's record."""
+        context = self._context
+        event = events.RunStarted(
+            thread_id=context.thread_id,
+            run_id=context.run_id,
+            timestamp=timestamp(),
+            input=events.RunInput(
+                thread_id=context.thread_id,
+                run_id=context.run_id,
+                messages=message,
+            ),
+        )
+        return self._say(event, barrier=True, runs=(record,))
+
+    def close_open(self) -> None:
+        """Close whatever the run left open, so that its history is valid."""
+        for closer in self._grammar.closers():
+            self._say(closer, barrier=type(closer) is events.ToolCallResult)
+
+    def end(self, terminal: events.Event, record: RunRecord) -> Entry:
+        """Say the terminal event, a barrier committed with the run's record and its messages."""
+        stored = tuple(
+            StoredMessage(
+                run_id=self._context.run_id,
+                message=message,
+                created_at=record.ended_at or record.created_at,
+            )
+            for message in self._transcript.messages()
+        )
+        return self._say(terminal, barrier=True, runs=(record,), messages=stored)
+
+    def _say_within_limits(self, event: events.Event) -> bool:
+        """Say one of the agent's events; whether it is time to give way to others."""
+        if self._said_bytes > self._limits.run_bytes:
+            msg = f"a run may say at most {self._limits.run_bytes} bytes"
+            raise LimitExceededError(msg)
+        self._say(event, barrier=type(event) is events.ToolCallResult)
+        self._until_yield -= 1
+        return self._until_yield <= 0 or self._said_bytes >= self._yield_at
+
+    async def _give_way(self) -> None:
+        self._until_yield = _EVENTS_PER_YIELD
+        self._yield_at = self._said_bytes + _BYTES_PER_YIELD
+        await trio.lowlevel.checkpoint()
+        await self._journal.relieved(self._limits.uncommitted_bytes)
+
+    def _say(
+        self,
+        event: events.Event,
+        *,
+        barrier: bool,
+        runs: tuple[RunRecord, ...] = (),
+        messages: tuple[StoredMessage, ...] = (),
+    ) -> Entry:
+        redact = _REDACTIONS.get(type(event))
+        if redact is not None:
+            event = redact(event)
+        # First what can fail: an event that is not said must leave nothing behind.
+        encoded = events.encode_unnumbered(event)
+        try:
+            self._grammar.accept(event)
+        except GrammarError:
+            if self._grammar.phase is Phase.ENDED:
+                msg = "the run has ended, so it says nothing more"
+                raise EmitterClosedError(msg) from None
+            raise
+        self._transcript.add(event)
+        entry = self._journal.append_encoded(
+            encoded,
+            barrier=barrier,
+            runs=runs,
+            messages=messages,
+        )
+        self._said_bytes += len(entry.data)
+        return entry
+
+
+def redact_json(text: str) -> str:
+    """JSON text with the values under secret-looking keys replaced; other text as it is."""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError):
+        # A model's arguments may break off: what looks like an object is cleaned as a sentence.
+        return redact_text(text) if text.lstrip().startswith(("{", "[")) else text
+    redacted = redact_value(value)
+    return text if redacted == value else msgspec.json.encode(redacted).decode()
+
+
+def _redact_args(event: Any) -> Any:
+    return msgspec.structs.replace(event, delta=redact_json(event.delta))
+
+
+def _redact_content(event: Any) -> Any:
+    return msgspec.structs.replace(event, content=redact_json(event.content))
+
+
+def _redact_message(event: Any) -> Any:
+    return msgspec.structs.replace(event, message=redact_text(event.message))
+
+
+_REDACTIONS: Final[dict[type[Any], Callable[[Any], Any]]] = {
+    events.ToolCallArgs: _redact_args,
+    events.ToolCallResult: _redact_content,
+    events.RunError: _redact_message,
+    events.SubagentError: _redact_message,
+}
+
+
+def new_tool_call_id() -> ToolCallId:
+    """A fresh id for a call that the model gave none."""
+    return ToolCallId(f"call_{new_id()[:16]}")

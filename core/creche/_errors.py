@@ -1,0 +1,72 @@
+"""What can go wrong, by name: every error that creche raises at its users."""
+
+from __future__ import annotations
+
+
+class CrecheError(Exception):
+    """The base of every error that creche raises on purpose."""
+
+
+class InvalidContextError(CrecheError, ValueError):
+    """An id or a piece of metadata cannot identify a run.
+
+    The message names the field and the rule that it breaks, never the value:
+    what was passed by mistake may be a secret.
+    """
+
+
+class GrammarError(CrecheError):
+    """An event may not follow what its run has said so far."""
+
+
+class EmitterClosedError(CrecheError):
+    """Its run has ended, so this emitter says nothing any more."""
+
+
+class ToolDefinitionError(CrecheError, TypeError):
+    """A function cannot be a tool as it is written; the message says what to change."""
+
+
+class UnknownAgentError(CrecheError, LookupError):
+    """No agent is registered by that name."""
+
+
+class StoreUnavailableError(CrecheError):
+    """The store did not take a write that must be committed before we may answer."""
+
+
+class ThreadDeletedError(CrecheError):
+    """The thread was deleted while somebody was reading it."""
+
+
+class DrainingError(CrecheError):
+    """The process is shutting down and takes no new runs."""
+
+
+class RunError(CrecheError):
+    """A failure whose message may be told to the client as it stands.
+
+    Any other exception reaches the client only as a code and a correlation id.
+
+    `code` is a lower_snake_case word for programs, `message` a sentence for people.
+    """
+
+    def __init__(self, message: str, *, code: str = "agent_failed") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+class ModelError(RunError):
+    """The model refused, broke off or could not be reached."""
+
+    def __init__(self, message: str, *, code: str = "model_failed") -> None:
+        super().__init__(message, code=code)
+
+
+class LimitExceededError(RunError):
+    """A stated limit was reached; `retry_after` is in seconds, None where waiting does not help."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message, code="limit_exceeded")
+        self.retry_after = retry_after

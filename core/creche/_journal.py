@@ -1,0 +1,498 @@
+"""A thread's ordered events: runs append, readers pull by `seq` up to what is visible.
+
+Readers pull, so a first look is a resume from 0, a slow reader delays nobody but itself, and
+there is no fan-out, no queue and no drop policy. Memory lets go of committed entries only, so
+memory and store together never have a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import msgspec
+import trio
+
+from creche._context import ThreadId, UserId
+from creche._conversation import Conversation
+from creche._errors import StoreUnavailableError, ThreadDeletedError
+from creche._events import Event, decode_event, encode_unnumbered, numbered
+from creche._limits import Limits
+from creche._store import (
+    Chunk,
+    Commit,
+    NewThread,
+    RunRecord,
+    Store,
+    StoredMessage,
+    ThreadRecord,
+    new_epoch,
+)
+from creche._writer import Writer
+
+_FLUSH_TIMEOUT: Final = 2.0  # seconds that closing may wait for the store
+_CHUNKS_PER_READ: Final = 16
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One event in its place. `data` is its JSON, `seq` included, as every reader gets it."""
+
+    seq: int
+    data: bytes
+
+    @property
+    def event(self) -> Event:
+        """The event, decoded afresh at each call."""
+        return decode_event(self.data)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Change:
+    """Records that become durable in the same transaction as the entry `seq`."""
+
+    seq: int
+    runs: tuple[RunRecord, ...]
+    messages: tuple[StoredMessage, ...]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Proposal:
+    """Records that somebody waits for, taken or refused as one."""
+
+    opens: NewThread | None
+    new_runs: tuple[RunRecord, ...]
+    runs: tuple[RunRecord, ...]
+    messages: tuple[StoredMessage, ...]
+    done: trio.Event
+    error: Exception | None = None
+
+
+class Journal:
+    """The live end of one thread's event log; shared by its run and its readers.
+
+    Resource handling: got from `Journals.attached`, and valid within that block only.
+    """
+
+    def __init__(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        *,
+        record: ThreadRecord | None,
+        store: Store,
+        writer: Writer,
+        limits: Limits,
+    ) -> None:
+        last_seq = record.last_seq if record else 0
+        self.user_id = user_id
+        self.thread_id = thread_id
+        self.epoch = record.epoch if record else new_epoch()
+        self._store = store
+        self._writer = writer
+        self._limits = limits
+        self._entries: list[Entry] = []  # consecutive, up to last_seq
+        self._last_seq = last_seq
+        self._committed = last_seq
+        self._visible = last_seq
+        self._kept_bytes = 0  # of entries that are committed and still in memory
+        self._uncommitted_bytes = 0
+        self._barriers: deque[int] = deque()  # uncommitted, ascending
+        self._changes: deque[_Change] = deque()
+        self._proposals: list[_Proposal] = []
+        self._taken: tuple[_Proposal, ...] = ()  # proposals in the commit under way
+        # What the thread's runs were told and said; None: not known here, so read when needed.
+        self._conversation = None if record else self._new_conversation()
+        self._settled_meanwhile: list[StoredMessage] | None = None  # while it is being read
+        self._marked = False
+        self._deleted = False
+        self._readers = trio.lowlevel.ParkingLot()
+        self._awaited = False  # whether anybody is parked there; asked at every event
+        self._settled = trio.lowlevel.ParkingLot()
+
+    @property
+    def last_seq(self) -> int:
+        """The `seq` of the newest entry, visible or not; 0 when there is none."""
+        return self._last_seq
+
+    @property
+    def visible(self) -> int:
+        """Readers see entries up to this `seq`: it stops before the first uncommitted barrier."""
+        return self._visible
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        return self._uncommitted_bytes
+
+    # --- appending
+
+    def append(
+        self,
+        event: Event,
+        *,
+        barrier: bool = False,
+        runs: tuple[RunRecord, ...] = (),
+        messages: tuple[StoredMessage, ...] = (),
+    ) -> Entry:
+        """Add an event, and commit `runs` and `messages` in the same transaction as it.
+
+        Synchronous: the order of calls is the order of the log. A barrier is visible, with
+        whatever follows it, only once it is committed. Raises TypeError or ValueError, and adds
+        nothing, for what has no JSON.
+        """
+        encoded = encode_unnumbered(event)
+        return self.append_encoded(encoded, barrier=barrier, runs=runs, messages=messages)
+
+    def append_encoded(
+        self,
+        encoded: bytes,
+        *,
+        barrier: bool = False,
+        runs: tuple[RunRecord, ...] = (),
+        messages: tuple[StoredMessage, ...] = (),
+    ) -> Entry:
+        """The same for an event that is encoded already; never fails."""
+        seq = self._last_seq = self._last_seq + 1
+        entry = Entry(seq, numbered(encoded, seq))
+        self._entries.append(entry)
+        self._uncommitted_bytes += len(entry.data)
+        if runs or messages:
+            self._changes.append(_Change(seq, runs, messages))
+        if barrier:
+            self._barriers.append(seq)
+        elif not self._barriers:
+            self._visible = seq
+            if self._awaited:
+                self._wake_readers()
+        if barrier or not self._marked:
+            self._marked = True
+            self._writer.mark(self, urgent=barrier)
+        return entry
+
+    async def propose(
+        self,
+        opens: NewThread | None = None,
+        *,
+        new_runs: tuple[RunRecord, ...] = (),
+        runs: tuple[RunRecord, ...] = (),
+        messages: tuple[StoredMessage, ...] = (),
+    ) -> None:
+        """Commit records that belong to no event; `opens` makes the thread if it is absent.
+
+        Returns once they are durable. Raises StoreUnavailableError if the store refused them;
+        then nothing was written and they are not tried again.
+        """
+        proposal = _Proposal(opens, new_runs, runs, messages, trio.Event())
+        self._proposals.append(proposal)
+        self._writer.mark(self, urgent=True)
+        try:
+            await proposal.done.wait()
+        except trio.Cancelled:
+            await self._withdraw(proposal)
+            if not proposal.done.is_set() or proposal.error is not None:
+                raise
+            # It is durable, so the caller must know; Trio tells it at the next checkpoint.
+        if proposal.error is not None:
+            msg = "the store is not taking writes; nothing was started, try again"
+            raise StoreUnavailableError(msg) from proposal.error
+
+    async def _withdraw(self, proposal: _Proposal) -> None:
+        """Nothing may be committed behind the back of a proposer that has gone."""
+        if proposal in self._taken:
+            # Too late to take back, so its fate is waited for: one transaction, not more.
+            with trio.move_on_after(_FLUSH_TIMEOUT, shield=True):
+                await proposal.done.wait()
+        if proposal in self._proposals:
+            self._proposals.remove(proposal)
+
+    async def committed(self, seq: int) -> None:
+        """Wait until the entry `seq` is durable, for as long as the store needs."""
+        while self._committed < seq:
+            await self._settled.park()
+
+    async def relieved(self, limit: int) -> None:
+        """Wait until fewer than `limit` bytes are uncommitted."""
+        while self._uncommitted_bytes >= limit:
+            self._writer.mark(self, urgent=True)
+            await self._settled.park()
+
+    # --- reading
+
+    async def read(self, *, after: int) -> Sequence[Entry]:
+        """The visible entries that follow `after`, at least one; waits until there is one.
+
+        Returns at most a bounded number; ask again with the last one's `seq`. Raises
+        ThreadDeletedError if the thread goes away.
+        """
+        while not self._deleted and self._visible <= after:
+            self._awaited = True
+            await self._readers.park()
+        self._check_there()
+        first_kept = self._last_seq - len(self._entries) + 1
+        if after + 1 < first_kept:
+            return await self._read_stored(after)
+        start = after + 1 - first_kept
+        stop = min(self._visible - first_kept + 1, start + self._limits.read_entries)
+        return self._entries[start:stop]
+
+    def _check_there(self) -> None:
+        if self._deleted:
+            msg = f"thread {self.thread_id!r} was deleted"
+            raise ThreadDeletedError(msg)
+
+    async def _read_stored(self, after: int) -> Sequence[Entry]:
+        chunks = await self._store.chunks(
+            self.user_id,
+            self.thread_id,
+            after=after,
+            limit=_CHUNKS_PER_READ,
+        )
+        self._check_there()
+        entries = [
+            entry
+            for chunk in chunks
+            for entry in map(Entry, range(chunk.first_seq, chunk.last_seq + 1), chunk.lines())
+            if entry.seq > after
+        ]
+        if not entries or entries[0].seq != after + 1:
+            msg = f"the store has no entry {after + 1} of thread {self.thread_id!r}"
+            raise StoreUnavailableError(msg)
+        return entries
+
+    async def history(self, last_runs: int) -> list[StoredMessage]:
+        """The messages of the thread's latest runs, all of them committed.
+
+        Read from the store once, and then kept for as long as the thread is live and its
+        messages are few enough.
+        """
+        if self._conversation is not None:
+            return self._conversation.latest(last_runs)
+        self._settled_meanwhile = []
+        try:
+            stored = await self._store.messages(
+                self.user_id,
+                self.thread_id,
+                last_runs=last_runs,
+            )
+            conversation = self._new_conversation()
+            conversation.add(stored)
+            conversation.add(self._settled_meanwhile)
+        finally:
+            self._settled_meanwhile = None
+        self._keep(conversation)
+        return conversation.latest(last_runs)
+
+    def _new_conversation(self) -> Conversation:
+        # Runs that wait for their turn have their messages committed already.
+        most_runs = self._limits.history_runs + self._limits.runs_per_thread
+        return Conversation(most_runs=most_runs)
+
+    def _keep(self, conversation: Conversation) -> None:
+        fits = conversation.size <= self._limits.conversation_bytes
+        self._conversation = conversation if fits else None
+
+    # --- what the writer asks
+
+    def take(self) -> Commit | None:
+        self._marked = False
+        self._taken = tuple(self._proposals)
+        first = self._committed + 1
+        entries = self._entries[len(self._entries) - (self._last_seq - self._committed) :]
+        entries = self._bounded(entries)
+        if not entries and not self._taken:
+            return None
+        last = entries[-1].seq if entries else self._committed
+        changes = [change for change in self._changes if change.seq <= last]
+        proposals = self._taken
+        records: list[_Change | _Proposal] = [*proposals, *changes]
+        return Commit(
+            user_id=self.user_id,
+            thread_id=self.thread_id,
+            opens=next((proposal.opens for proposal in proposals if proposal.opens), None),
+            new_runs=tuple(run for proposal in proposals for run in proposal.new_runs),
+            runs=tuple(run for record in records for run in record.runs),
+            messages=tuple(message for record in records for message in record.messages),
+            chunk=Chunk(
+                first_seq=first,
+                last_seq=last,
+                data=b"\n".join([entry.data for entry in entries]),
+            )
+            if entries
+            else None,
+        )
+
+    def _bounded(self, entries: list[Entry]) -> list[Entry]:
+        """As many of the oldest as one transaction takes; at least one, where there is one."""
+        if self._uncommitted_bytes <= self._limits.commit_bytes:
+            return entries
+        size = 0
+        for position, entry in enumerate(entries):
+            size += len(entry.data)
+            if size > self._limits.commit_bytes:
+                return entries[: max(position, 1)]
+        return entries
+
+    def settle(self, commit: Commit) -> None:
+        for proposal in self._taken:
+            if proposal in self._proposals:
+                self._proposals.remove(proposal)
+            proposal.done.set()
+        self._taken = ()
+        if self._conversation is not None:
+            self._conversation.add(commit.messages)
+            self._keep(self._conversation)
+        elif self._settled_meanwhile is not None:
+            self._settled_meanwhile.extend(commit.messages)
+        if commit.chunk is not None:
+            self._committed = commit.chunk.last_seq
+            size = len(commit.chunk.data) - (commit.chunk.last_seq - commit.chunk.first_seq)
+            self._uncommitted_bytes -= size
+            self._kept_bytes += size
+            while self._changes and self._changes[0].seq <= self._committed:
+                self._changes.popleft()
+            self._reveal()
+            self._let_go()
+        if self._proposals or self._committed < self._last_seq:
+            self._marked = True
+            self._writer.mark(self, urgent=bool(self._proposals or self._barriers))
+        self._settled.unpark_all()
+
+    def refuse(self, commit: Commit, error: Exception) -> bool:  # noqa: ARG002  Source's signature
+        # Only what somebody waits for, and can be told about, is given up; events never are.
+        for proposal in self._taken:
+            if proposal in self._proposals:
+                self._proposals.remove(proposal)
+            proposal.error = error
+            proposal.done.set()
+        self._taken = ()
+        return bool(self._proposals) or self._committed < self._last_seq
+
+    def _wake_readers(self) -> None:
+        self._awaited = False
+        self._readers.unpark_all()
+
+    def _reveal(self) -> None:
+        while self._barriers and self._barriers[0] <= self._committed:
+            self._barriers.popleft()
+        visible = self._barriers[0] - 1 if self._barriers else self._last_seq
+        if visible > self._visible:
+            self._visible = visible
+            self._wake_readers()
+
+    def _let_go(self) -> None:
+        """Forget old committed entries, half of what may be kept at a time."""
+        if self._kept_bytes <= self._limits.journal_bytes:
+            return
+        kept = len(self._entries) - (self._last_seq - self._committed)
+        position = 0
+        while position < kept and self._kept_bytes > self._limits.journal_bytes // 2:
+            self._kept_bytes -= len(self._entries[position].data)
+            position += 1
+        del self._entries[:position]
+
+    def delete(self) -> None:
+        """The thread is gone: whoever reads is told so."""
+        self._deleted = True
+        self._wake_readers()
+
+
+@dataclasses.dataclass(slots=True)
+class _Slot:
+    """A live journal and how many blocks hold it; `opening` serialises its first look-up."""
+
+    holders: int = 0
+    journal: Journal | None = None
+    opening: trio.Lock = dataclasses.field(default_factory=trio.Lock)
+
+
+class Journals:
+    """The live journals of a process. An entry exists while somebody is inside `attached`."""
+
+    def __init__(self, store: Store, writer: Writer, limits: Limits) -> None:
+        self.store = store
+        self._writer = writer
+        self._limits = limits
+        self._slots: dict[tuple[UserId, ThreadId], _Slot] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @contextlib.asynccontextmanager
+    async def attached(self, user_id: UserId, thread_id: ThreadId) -> AsyncIterator[Journal]:
+        """The journal of that user's thread, made live by the first block that wants it.
+
+        A thread that is not in the store is empty; nothing is written by looking.
+        """
+        key = (user_id, thread_id)
+        slot = self._slots.setdefault(key, _Slot())
+        slot.holders += 1
+        try:
+            async with slot.opening:
+                if slot.journal is None:
+                    slot.journal = await self._opened(user_id, thread_id)
+                journal = slot.journal
+            yield journal
+        finally:
+            slot.holders -= 1
+            if slot.holders == 0:
+                del self._slots[key]
+
+    async def _opened(self, user_id: UserId, thread_id: ThreadId) -> Journal:
+        record = await self.store.thread(user_id, thread_id)
+        return Journal(
+            user_id,
+            thread_id,
+            record=record,
+            store=self.store,
+            writer=self._writer,
+            limits=self._limits,
+        )
+
+    async def delete(self, user_id: UserId, thread_id: ThreadId) -> bool:
+        """Remove a thread from the store; its readers get ThreadDeletedError. False if absent.
+
+        The caller sees to it that no run is active on it.
+        """
+        key = (user_id, thread_id)
+        slot = self._slots.setdefault(key, _Slot())
+        slot.holders += 1
+        try:
+            # Whoever comes meanwhile waits here, and then finds the thread absent.
+            async with slot.opening:
+                deleted = await self.store.delete_thread(user_id, thread_id)
+                if slot.journal is not None:
+                    slot.journal.delete()
+                    slot.journal = None
+        finally:
+            slot.holders -= 1
+            if slot.holders == 0:
+                del self._slots[key]
+        return deleted
+
+
+@contextlib.asynccontextmanager
+async def open_journals(store: Store, limits: Limits | None = None) -> AsyncIterator[Journals]:
+    """The live journals over `store`, and the one task that commits what they are given.
+
+    Resource handling: the writer outlives the body, whatever ends it; what is uncommitted when
+    the body ends is committed within 2 s or, if the store is away, left.
+    """
+    limits = limits or Limits()
+    writer = Writer(store, limits)
+    serving = trio.CancelScope(shield=True)
+
+    async def serve() -> None:
+        # Shielded: a cancelled process still commits the terminal events of its runs.
+        with serving:
+            await writer.serve()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        try:
+            yield Journals(store, writer, limits)
+        finally:
+            with trio.move_on_after(_FLUSH_TIMEOUT, shield=True):
+                await writer.flush()
+            serving.cancel()

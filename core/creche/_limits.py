@@ -1,0 +1,37 @@
+"""The limits that a process and its runs are held to, in one frozen object."""
+
+from __future__ import annotations
+
+import dataclasses
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times are seconds, sizes bytes. Past a cap there is a clear error, never growth."""
+
+    # a run
+    run_timeout: float = 600.0
+    tool_timeout: float = 60.0
+    cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
+    stop_timeout: float = 1.0  # how long a sync tool may take to heed its stop flag
+    max_turns: int = 20  # model calls of one ModelAgent run
+    history_runs: int = 50  # of a thread's latest runs, whose messages an agent is given
+    tool_threads: int = 4  # sync tools of one run at once
+    run_bytes: int = 16 * MIB  # everything that one run says
+    uncommitted_bytes: int = MIB  # what a run may be ahead of the store before `emit` waits
+
+    # a user, a thread, the process
+    runs_per_user: int = 100  # running or queued
+    runs_per_thread: int = 20  # one runs, the others wait their turn
+    runs: int = 10_000
+
+    # a journal
+    journal_bytes: int = 256 * KIB  # committed entries kept in memory per live thread
+    conversation_bytes: int = 256 * KIB  # messages kept in memory per live thread
+    read_entries: int = 512  # most entries that one read returns
+    commit_interval: float = 0.020  # how long drafts may gather before they are committed
+    commit_threads: int = 100  # threads in one transaction
+    commit_bytes: int = 4 * MIB  # of one thread in one transaction

@@ -1,0 +1,327 @@
+"""What creche asks of a store, and one that keeps everything in memory.
+
+A store keeps threads, their messages, runs and event logs. Every question takes the owner:
+another user's thread is not refused, it is absent. A write is a `Commit`: all that one thread
+has new, taken whole or not at all.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from creche._context import RunId, ThreadId, UserId, new_id
+from creche._messages import Message, text_of
+
+RunStatus = Literal["queued", "running", "success", "cancelled", "failed", "lost"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadRecord:
+    """One conversation. `epoch` changes when entries that readers saw may have been lost."""
+
+    user_id: UserId
+    thread_id: ThreadId
+    title: str
+    epoch: str
+    last_seq: int  # of its event log, 0 when empty
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """One run as it stands. Its events are those of its thread from first_seq to last_seq."""
+
+    user_id: UserId
+    thread_id: ThreadId
+    run_id: RunId
+    agent: str
+    status: RunStatus
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    first_seq: int | None = None
+    last_seq: int | None = None
+    reason: str | None = None  # why it was cancelled, or the code of its failure
+    receipt: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """A message and the run that it belongs to."""
+
+    run_id: RunId
+    message: Message
+    created_at: datetime
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Consecutive entries of an event log, as they go over the wire: JSON, one a line."""
+
+    first_seq: int
+    last_seq: int
+    data: bytes
+
+    def lines(self) -> list[bytes]:
+        return self.data.split(b"\n")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NewThread:
+    """What a thread is made with when the commit is its first."""
+
+    title: str
+    epoch: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """All that one thread has new, in one transaction."""
+
+    user_id: UserId
+    thread_id: ThreadId
+    opens: NewThread | None = None  # makes the thread if it is absent
+    epoch: str | None = None  # replaces the thread's
+    new_runs: tuple[RunRecord, ...] = ()  # a run id that is taken fails the commit
+    runs: tuple[RunRecord, ...] = ()  # each replaces the record of that run id
+    messages: tuple[StoredMessage, ...] = ()  # appended
+    chunk: Chunk | None = None  # appended
+
+
+class Store(Protocol):
+    """Where threads live. Contract tests run over every implementation.
+
+    Any method may raise whatever its medium raises; a failed `commit` has changed nothing.
+    """
+
+    async def commit(self, commits: Sequence[Commit]) -> None:
+        """Take all of these, durably, in one transaction."""
+        ...
+
+    async def thread(self, user_id: UserId, thread_id: ThreadId) -> ThreadRecord | None: ...
+
+    async def threads(
+        self,
+        user_id: UserId,
+        *,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[ThreadRecord]:
+        """This user's threads, the latest changed first."""
+        ...
+
+    async def messages(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        *,
+        last_runs: int | None = None,
+    ) -> list[StoredMessage]:
+        """A thread's messages: run by run, in the order in which the runs were asked for.
+
+        `last_runs` leaves out all but those of the latest so many runs.
+        """
+        ...
+
+    async def runs(self, user_id: UserId, thread_id: ThreadId) -> list[RunRecord]:
+        """A thread's runs, oldest first."""
+        ...
+
+    async def run(self, user_id: UserId, run_id: RunId) -> RunRecord | None: ...
+
+    async def chunks(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        *,
+        after: int,
+        limit: int,
+    ) -> list[Chunk]:
+        """The log from the chunk that holds `after + 1`, at most `limit` chunks."""
+        ...
+
+    async def delete_thread(self, user_id: UserId, thread_id: ThreadId) -> bool:
+        """Remove a thread with all that it owns; False if there is none."""
+        ...
+
+    async def search_messages(
+        self,
+        user_id: UserId,
+        query: str,
+        *,
+        limit: int,
+    ) -> list[tuple[ThreadId, StoredMessage]]:
+        """This user's messages that contain every word of the query, the newest first."""
+        ...
+
+    async def unfinished_runs(self) -> list[RunRecord]:
+        """Every user's runs whose log has no end: `last_seq` is None. After a crash, the lost.
+
+        One that was cancelled in the queue is among them, its end decided but not yet said.
+        """
+        ...
+
+
+def now() -> datetime:
+    """This moment, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclasses.dataclass(slots=True)
+class _Thread:
+    record: ThreadRecord
+    messages: list[StoredMessage] = dataclasses.field(default_factory=list[StoredMessage])
+    runs: dict[RunId, RunRecord] = dataclasses.field(default_factory=dict[RunId, RunRecord])
+    chunks: list[Chunk] = dataclasses.field(default_factory=list[Chunk])
+
+
+class MemoryStore:
+    """A store that lasts as long as the process and grows with what it is given.
+
+    For embedding without a database, and for tests. Nothing in it ever waits.
+    """
+
+    def __init__(self) -> None:
+        # {(user, thread): what it holds}
+        self._threads: dict[tuple[UserId, ThreadId], _Thread] = {}
+
+    async def commit(self, commits: Sequence[Commit]) -> None:
+        # No await in here: this is the transaction.
+        for commit in commits:
+            if (commit.user_id, commit.thread_id) not in self._threads and commit.opens is None:
+                msg = f"thread {commit.thread_id!r} does not exist"
+                raise LookupError(msg)
+            for run in commit.new_runs:
+                if self._find_run(commit.user_id, run.run_id) is not None:
+                    msg = f"run {run.run_id!r} exists"
+                    raise LookupError(msg)
+        for commit in commits:
+            self._apply(commit)
+
+    def _apply(self, commit: Commit) -> None:
+        key = (commit.user_id, commit.thread_id)
+        moment = now()
+        thread = self._threads.get(key)
+        if thread is None:
+            assert commit.opens is not None
+            thread = self._threads[key] = _Thread(
+                ThreadRecord(
+                    user_id=commit.user_id,
+                    thread_id=commit.thread_id,
+                    title=commit.opens.title,
+                    epoch=commit.opens.epoch,
+                    last_seq=0,
+                    created_at=moment,
+                    updated_at=moment,
+                ),
+            )
+        title = thread.record.title or (commit.opens.title if commit.opens else "")
+        thread.runs.update((run.run_id, run) for run in (*commit.new_runs, *commit.runs))
+        thread.messages.extend(commit.messages)
+        last_seq = thread.record.last_seq
+        if commit.chunk is not None:
+            thread.chunks.append(commit.chunk)
+            last_seq = commit.chunk.last_seq
+        thread.record = dataclasses.replace(
+            thread.record,
+            title=title,
+            epoch=commit.epoch or thread.record.epoch,
+            last_seq=last_seq,
+            updated_at=moment,
+        )
+
+    async def thread(self, user_id: UserId, thread_id: ThreadId) -> ThreadRecord | None:
+        thread = self._threads.get((user_id, thread_id))
+        return thread.record if thread else None
+
+    async def threads(
+        self,
+        user_id: UserId,
+        *,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[ThreadRecord]:
+        owned = [thread.record for (owner, _), thread in self._threads.items() if owner == user_id]
+        owned.sort(key=lambda record: (record.updated_at, record.thread_id), reverse=True)
+        return owned[offset : offset + limit]
+
+    async def messages(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        *,
+        last_runs: int | None = None,
+    ) -> list[StoredMessage]:
+        thread = self._threads.get((user_id, thread_id))
+        if thread is None or last_runs == 0:
+            return []
+        runs = list(thread.runs)[-(last_runs or 0) :]  # and [0:] is all of them
+        order = {run_id: position for position, run_id in enumerate(runs)}
+        kept = [stored for stored in thread.messages if stored.run_id in order]
+        return sorted(kept, key=lambda stored: order[stored.run_id])
+
+    async def runs(self, user_id: UserId, thread_id: ThreadId) -> list[RunRecord]:
+        thread = self._threads.get((user_id, thread_id))
+        return list(thread.runs.values()) if thread else []
+
+    async def run(self, user_id: UserId, run_id: RunId) -> RunRecord | None:
+        return self._find_run(user_id, run_id)
+
+    def _find_run(self, user_id: UserId, run_id: RunId) -> RunRecord | None:
+        for (owner, _), thread in self._threads.items():
+            if owner == user_id and run_id in thread.runs:
+                return thread.runs[run_id]
+        return None
+
+    async def chunks(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        *,
+        after: int,
+        limit: int,
+    ) -> list[Chunk]:
+        thread = self._threads.get((user_id, thread_id))
+        if thread is None:
+            return []
+        start = bisect.bisect_right(thread.chunks, after, key=lambda chunk: chunk.last_seq)
+        return thread.chunks[start : start + limit]
+
+    async def delete_thread(self, user_id: UserId, thread_id: ThreadId) -> bool:
+        return self._threads.pop((user_id, thread_id), None) is not None
+
+    async def search_messages(
+        self,
+        user_id: UserId,
+        query: str,
+        *,
+        limit: int,
+    ) -> list[tuple[ThreadId, StoredMessage]]:
+        words = query.lower().split()
+        found = [
+            (thread_id, stored)
+            for (owner, thread_id), thread in self._threads.items()
+            if owner == user_id
+            for stored in thread.messages
+            if words and all(word in text_of(stored.message).lower() for word in words)
+        ]
+        found.sort(key=lambda pair: pair[1].created_at, reverse=True)
+        return found[:limit]
+
+    async def unfinished_runs(self) -> list[RunRecord]:
+        return [
+            run
+            for thread in self._threads.values()
+            for run in thread.runs.values()
+            if run.last_seq is None
+        ]
+
+
+def new_epoch() -> str:
+    """A fresh epoch: never the same twice, even for a thread that is deleted and made again."""
+    return new_id()[:8]

@@ -1,0 +1,327 @@
+"""The block that owns every live run of a process: start, find, drain."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from typing import Final
+
+import trio
+
+from creche._context import RunId, ThreadId, UserExecutionContext, UserId
+from creche._engine import AgentInput, ExecutionEngine, as_messages, call_off, propose_run
+from creche._errors import (
+    CrecheError,
+    DrainingError,
+    LimitExceededError,
+    StoreUnavailableError,
+)
+from creche._infrastructure import Infrastructure
+from creche._journal import Entry, Journal, Journals, open_journals
+from creche._messages import Message
+from creche._run import CancelReason, Run
+
+_log: Final = logging.getLogger("creche.supervisor")
+
+_DRAINING: Final = "the server is shutting down and takes no new runs"
+_RETRY_AFTER: Final = 1.0  # seconds, told to who meets a limit on runs
+
+
+class Supervisor:
+    """Starts runs, finds them for their owners, and ends them all with its block."""
+
+    def __init__(
+        self,
+        infrastructure: Infrastructure,
+        journals: Journals,
+        nursery: trio.Nursery,
+    ) -> None:
+        self.infrastructure = infrastructure
+        self.journals = journals
+        self._nursery = nursery
+        # {user: {run id: run}}, each in the order of asking; an entry *is* `_listed`.
+        self._runs: dict[UserId, dict[RunId, Run]] = {}
+        # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.
+        self._deletions: dict[tuple[UserId, ThreadId], int] = {}
+        self._draining = False
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def start(self, context: UserExecutionContext, agent: str, state: AgentInput) -> Run:
+        """Start a run; returns once its rows are committed.
+
+        On a busy thread it is queued. Raises what `submit` raises, and StoreUnavailableError.
+        """
+        run = await self.submit(context, agent, state)
+        await run.accepted()
+        return run
+
+    async def submit(self, context: UserExecutionContext, agent: str, state: AgentInput) -> Run:
+        """Take a run on: its place in its thread's order is settled when this returns.
+
+        It may yet be refused by the store: `await run.accepted()` before telling anybody.
+        Once taken on, it does not depend on the caller. Raises UnknownAgentError, DrainingError,
+        LimitExceededError, ValueError for an empty input.
+        """
+        self.infrastructure.registry.describe(agent)
+        asked = as_messages(state)
+        while (context.user_id, context.thread_id) in self._deletions:
+            await self._changed.park()
+        run: Run = await self._nursery.start(self._serve, Run(context, agent), asked)
+        return run
+
+    def find(self, user_id: UserId, run_id: RunId) -> Run | None:
+        """That user's live run, or None; another user's is None, too."""
+        return self._runs.get(user_id, {}).get(run_id)
+
+    def runs(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[Run, ...]:
+        """That user's live runs, oldest first; the first of a thread is its active one."""
+        return tuple(
+            run
+            for run in self._runs.get(user_id, {}).values()
+            if thread_id is None or run.thread_id == thread_id
+        )
+
+    @property
+    def count(self) -> int:
+        """How many runs are live."""
+        return sum(map(len, self._runs.values()))
+
+    @property
+    def draining(self) -> bool:
+        """Whether new runs are refused because the process is going away."""
+        return self._draining
+
+    async def drain(self, *, grace: float) -> None:
+        """Refuse new runs, let those that run finish within `grace` seconds, cancel the rest.
+
+        Returns when none is left. What a run may take to clean up, `Limits.cleanup_timeout`,
+        comes on top of the grace.
+        """
+        self._draining = True
+        with trio.move_on_after(grace):
+            await self._empty()
+        self.cancel_all("shutdown")
+        await self._empty()
+
+    def cancel_all(self, reason: CancelReason) -> None:
+        """Ask every run to end."""
+        for runs in self._runs.values():
+            for run in runs.values():
+                run.cancel(reason)
+
+    async def cancel_thread(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        reason: CancelReason = "user",
+    ) -> None:
+        """Cancel whatever runs or waits on that thread, and wait until it has ended."""
+        runs = self.runs(user_id, thread_id)
+        for run in runs:
+            run.cancel(reason)
+        for run in runs:
+            await run._ended.wait()  # noqa: SLF001  also of one that the store refused
+
+    async def delete_thread(self, user_id: UserId, thread_id: ThreadId) -> bool:
+        """Cancel a thread's runs, then remove it with all it owns. False if there is none."""
+        with self._deletion(user_id, thread_id):
+            await trio.lowlevel.checkpoint()  # for who had passed `submit` but is not listed yet
+            while self.runs(user_id, thread_id):
+                await self.cancel_thread(user_id, thread_id, "superseded")
+            return await self.journals.delete(user_id, thread_id)
+
+    @contextlib.contextmanager
+    def _deletion(self, user_id: UserId, thread_id: ThreadId) -> Iterator[None]:
+        """Runs asked for on this thread inside this block wait for its end."""
+        key = (user_id, thread_id)
+        self._deletions[key] = self._deletions.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            self._deletions[key] -= 1
+            if not self._deletions[key]:
+                del self._deletions[key]
+            self._changed.unpark_all()
+
+    async def _empty(self) -> None:
+        while self._runs:
+            await self._changed.park()
+
+    def _check_limits(self, context: UserExecutionContext) -> None:
+        if self._draining:
+            raise DrainingError(_DRAINING)
+        limits = self.infrastructure.limits
+        own = self._runs.get(context.user_id, {})
+        if context.run_id in own:
+            msg = f"run {context.run_id!r} is live already; a run id is for one run"
+            raise CrecheError(msg)
+        for count, limit, what in (
+            (len(self.runs(context.user_id, context.thread_id)), limits.runs_per_thread, "thread"),
+            (len(own), limits.runs_per_user, "user"),
+            (self.count, limits.runs, "server"),
+        ):
+            if count >= limit:
+                msg = f"this {what} already has {count} runs, of {limit} that it may have"
+                raise LimitExceededError(msg, retry_after=_RETRY_AFTER)
+
+    @contextlib.contextmanager
+    def _listed(self, run: Run) -> Iterator[None]:
+        """The run can be found, and has its place in its thread's order, inside this block."""
+        if not self.runs(run.user_id, run.thread_id):
+            run._take_turn()  # noqa: SLF001
+        self._runs.setdefault(run.user_id, {})[run.run_id] = run
+        try:
+            yield
+        finally:
+            own = self._runs[run.user_id]
+            del own[run.run_id]
+            for following in self.runs(run.user_id, run.thread_id)[:1]:
+                following._take_turn()  # noqa: SLF001
+            if not own:
+                del self._runs[run.user_id]
+            # The last of all, so that who waited finds the thread free.
+            run._ended.set()  # noqa: SLF001
+            run._concluded.set()  # noqa: SLF001
+            self._changed.unpark_all()
+
+    async def _serve(
+        self,
+        run: Run,
+        asked: tuple[Message, ...],
+        *,
+        task_status: trio.TaskStatus[Run],
+    ) -> None:
+        """A run's task, from its rows' commit to its terminal event's."""
+        self._check_limits(run.context)  # here, since between this and the next line nobody acts
+        with self._listed(run):
+            # Nothing is committed before this, so a caller that is cancelled here leaves nothing.
+            task_status.started(run)
+            async with contextlib.AsyncExitStack() as stack:
+                journal = await self._accept(run, asked, stack)
+                if journal is not None:
+                    try:
+                        await self._execute(run, asked, journal)
+                    # Boundary: one run, whose end could not be said; the next start says it.
+                    except Exception:  # noqa: BLE001
+                        _log.exception(
+                            "a run was left without its end", extra={"run_id": run.run_id}
+                        )
+
+    async def _accept(
+        self,
+        run: Run,
+        asked: tuple[Message, ...],
+        stack: contextlib.AsyncExitStack,
+    ) -> Journal | None:
+        """Attach the run to its journal and commit its rows; None if the store refused."""
+        try:
+            attached = self.journals.attached(run.user_id, run.thread_id)
+            journal = await stack.enter_async_context(attached)
+            await propose_run(journal, run, asked)
+        except trio.Cancelled:
+            # Whether it was committed is not known; if it was, the next start ends it as lost.
+            run._refusal = DrainingError(_DRAINING)  # noqa: SLF001
+            raise
+        except StoreUnavailableError as error:
+            run._refusal = await self._why_refused(run, error)  # noqa: SLF001
+            journal = None
+        except Exception as error:  # noqa: BLE001  boundary: one run, before it began
+            _log.exception("a run could not be accepted", extra={"run_id": run.run_id})
+            msg = "the store cannot be read; nothing was started, try again"
+            run._refusal = StoreUnavailableError(msg)  # noqa: SLF001
+            run._refusal.__cause__ = error  # noqa: SLF001
+            journal = None
+        finally:
+            run._accepted.set()  # noqa: SLF001
+        return journal
+
+    async def _why_refused(self, run: Run, error: StoreUnavailableError) -> CrecheError:
+        with contextlib.suppress(Exception):  # a store that is away does not know, either
+            if await self.journals.store.run(run.user_id, run.run_id) is not None:
+                return CrecheError(f"run {run.run_id!r} has been: a run id is for one run")
+        return error
+
+    async def _execute(self, run: Run, asked: tuple[Message, ...], journal: Journal) -> None:
+        await run._roused.wait()  # noqa: SLF001
+        if not run._turn.is_set():  # noqa: SLF001
+            await call_off(journal, run)
+            await run._turn.wait()  # noqa: SLF001
+
+        async def history() -> Sequence[Message]:
+            limits = self.infrastructure.limits
+            stored = await journal.history(limits.history_runs + limits.runs_per_thread)
+            # Those of runs that wait behind this one are committed, too, but not yet said.
+            waiting = {other.run_id for other in self.runs(run.user_id, run.thread_id)}
+            return [
+                item.message
+                for item in stored
+                if item.run_id == run.run_id or item.run_id not in waiting
+            ]
+
+        engine = ExecutionEngine(run, self.infrastructure, journal)
+        await engine.execute(asked, history)
+
+    @contextlib.asynccontextmanager
+    async def open_events(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        *,
+        after: int = 0,
+    ) -> AsyncIterator[AsyncIterator[Entry]]:
+        """A thread's entries as they become visible, from the one that follows `after`."""
+        async with self.journals.attached(user_id, thread_id) as journal:
+            async with contextlib.aclosing(_entries(journal, after)) as entries:
+                yield entries
+
+
+async def _entries(journal: Journal, after: int) -> AsyncGenerator[Entry]:
+    while True:
+        for entry in await journal.read(after=after):
+            yield entry
+            after = entry.seq
+
+
+@contextlib.asynccontextmanager
+async def open_supervisor(
+    infrastructure: Infrastructure,
+    journals: Journals | None = None,
+    *,
+    grace: float = 0.0,
+) -> AsyncIterator[Supervisor]:
+    """The block that owns every run; without `journals` it opens its own on the store.
+
+    Resource handling: leaving the block drains, waiting `grace` seconds for runs to finish by
+    themselves. When the block is left by an error or a cancellation there is no grace. Either
+    way, runs end in order, with their terminal events committed; they are given
+    `Limits.cleanup_timeout` for that, and are then left to Trio's own cancellation.
+    """
+    limits = infrastructure.limits
+    async with contextlib.AsyncExitStack() as stack:
+        if journals is None:
+            opened = open_journals(infrastructure.store, limits)
+            journals = await stack.enter_async_context(opened)
+        hosting = trio.CancelScope(shield=True)
+
+        async def host(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+            # Shielded: who cancels the block around us must not cut the runs' last words short.
+            with hosting:
+                async with trio.open_nursery() as runs:
+                    task_status.started(runs)
+                    await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            supervisor = Supervisor(infrastructure, journals, await nursery.start(host))
+            completed = False
+            try:
+                yield supervisor
+                completed = True
+            finally:
+                grace = grace if completed else 0.0
+                bound = grace + limits.cleanup_timeout
+                with trio.move_on_after(bound, shield=True) as draining:
+                    await supervisor.drain(grace=grace)
+                if draining.cancelled_caught:
+                    _log.warning("%d runs did not end in time", supervisor.count)
+                hosting.cancel()

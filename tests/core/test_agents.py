@@ -1,0 +1,367 @@
+"""Agent classes and their registry, and the loop of model and tools."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import pytest
+import trio
+from tests.agui_rules import check_history
+from tests.small_world import ADA, THREAD, context, infrastructure, log_of, terminals_of, types_of
+from trio.testing import MockClock
+
+from creche import (
+    Agent,
+    AgentClassRegistry,
+    AssistantMessage,
+    Infrastructure,
+    Limits,
+    MemoryStore,
+    Message,
+    ModelAgent,
+    ModelError,
+    ModelPart,
+    RunContext,
+    RunOutcome,
+    SystemMessage,
+    TextDelta,
+    ToolCallRequest,
+    ToolMessage,
+    ToolSpec,
+    UnknownAgentError,
+    Usage,
+    UserMessage,
+    open_supervisor,
+    tool,
+)
+
+
+class Plain:
+    """Answers nothing."""
+
+    async def run(self, run: RunContext) -> None: ...
+
+
+class TestRegistry:
+    def test_what_is_registered_can_be_described(self) -> None:
+        registry = AgentClassRegistry({"one": Plain})
+        registry.register("two", Plain, description="Two.", version="2", requires=("add",))
+        assert registry.names() == tuple(registry) == ("one", "two")
+        assert ("one" in registry, "three" in registry, len(registry)) == (True, False, 2)
+        assert registry.describe("one").description == "Answers nothing."
+        two = registry.describe("two")
+        assert (two.description, two.version, two.requires) == ("Two.", "2", ("add",))
+        assert two.agent_class is Plain
+
+    def test_an_unknown_name_is_answered_with_those_that_there_are(self) -> None:
+        with pytest.raises(UnknownAgentError, match="one"):
+            AgentClassRegistry({"one": Plain}).describe("three")
+
+    @pytest.mark.parametrize("name", ["", "  ", "one"], ids=repr)
+    def test_a_blank_or_taken_name_is_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match="name"):
+            AgentClassRegistry({"one": Plain}).register(name, Plain)
+
+    def test_once_frozen_it_takes_nothing_more(self) -> None:
+        registry = AgentClassRegistry()
+        registry.freeze()
+        with pytest.raises(RuntimeError, match="frozen"):
+            registry.register("one", Plain)
+        assert len(registry) == 0
+
+    @pytest.mark.parametrize(
+        "faulty",
+        [
+            Plain(),
+            "Plain",
+            lambda run: None,
+            type("NoRun", (), {}),
+            type("SyncRun", (), {"run": lambda self, run: None}),
+            type("NotAFunction", (), {"run": 1}),
+        ],
+        ids=["instance", "string", "function", "no run", "sync run", "run is a number"],
+    )
+    def test_what_is_no_agent_class_is_refused(self, faulty: Any) -> None:
+        with pytest.raises(TypeError):
+            AgentClassRegistry().register("one", faulty)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            [],
+            {},
+            set(),
+            bytearray(),
+            collections.defaultdict(list),
+            collections.Counter(),
+            collections.deque(),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_a_mutable_class_attribute_is_refused_by_its_name(self, value: object) -> None:
+        """All runs would share it: the way in which one user's words reach another."""
+        leaky = type("Leaky", (Plain,), {"memory": value})
+        below = type("Below", (leaky,), {})
+        for agent_class in (leaky, below):
+            with pytest.raises(TypeError, match=r"Leaky\.memory"):
+                AgentClassRegistry().register("one", agent_class)
+
+    def test_what_nobody_can_change_may_be_a_class_attribute(self) -> None:
+        class Fine(Plain):
+            names: ClassVar[tuple[str, ...]] = ("a",)
+            limit = 7
+            kinds: ClassVar[frozenset[str]] = frozenset({"a"})
+            __slots__ = ("memory",)
+
+            def __init__(self) -> None:
+                self.memory: list[str] = []
+
+        class Declared(Agent):
+            async def run(self, run: RunContext) -> None: ...
+
+        class Chat(ModelAgent):
+            instructions = "Be brief."
+
+        assert len(AgentClassRegistry({"a": Fine, "b": Declared, "c": Chat})) == 3
+
+    def test_missing_tools_are_named_before_anything_runs(self) -> None:
+        class Adds(Plain):
+            tools: ClassVar[tuple[str, ...]] = ("add", "sub")
+
+        @tool
+        def sub() -> None: ...
+
+        assert AgentClassRegistry({"one": Adds}).missing_requirements(["sub"]) == {"one": ("add",)}
+        with pytest.raises(ValueError, match="'one' wants add"):
+            Infrastructure(agents={"one": Adds}, tools=[sub])
+
+    def test_an_agent_gets_the_tools_that_it_names_and_no_others(self) -> None:
+        @tool
+        def shared() -> None: ...
+
+        @tool
+        def private() -> None: ...
+
+        @tool
+        def unrelated() -> None: ...
+
+        made = Infrastructure(
+            agents={
+                "one": type("One", (Plain,), {"tools": (private, "shared")}),
+                "two": Plain,
+            },
+            tools=[shared, unrelated],
+        )
+        assert made.tools_of("one") == (private, shared)
+        assert made.tools_of("two") == ()
+
+    def test_what_an_infrastructure_was_made_from_can_change_without_harm(self) -> None:
+        models: dict[str, Any] = {}
+        tools: list[Any] = []
+        made = Infrastructure(agents={"one": Plain}, models=models, tools=tools)
+        models["default"] = object()
+        tools.append(object())
+        assert (dict(made.models), made.tools) == ({}, ())
+        with pytest.raises(RuntimeError):
+            made.registry.register("two", Plain)
+
+
+class Book:
+    """A model that reads its answers from a list, and keeps what it was asked."""
+
+    name = "book"
+
+    def __init__(self, *answers: Sequence[ModelPart | Exception]) -> None:
+        self._answers = iter(answers)
+        self.asked: list[tuple[Message, ...]] = []
+        self.tools: list[tuple[ToolSpec, ...]] = []
+        self.closed = 0
+
+    @asynccontextmanager
+    async def open_stream(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+    ) -> AsyncIterator[AsyncIterator[ModelPart]]:
+        self.asked.append(tuple(messages))
+        self.tools.append(tuple(tools))
+
+        async def parts() -> AsyncIterator[ModelPart]:
+            for part in next(self._answers):
+                await trio.lowlevel.checkpoint()
+                if isinstance(part, Exception):
+                    raise part
+                yield part
+
+        try:
+            yield parts()
+        finally:
+            self.closed += 1
+
+
+@tool
+async def double(n: int) -> int:
+    """Twice as much."""
+    await trio.sleep(10 - n)  # the first to be called is the last to end
+    return 2 * n
+
+
+async def answered(
+    book: Book,
+    *,
+    limits: Limits | None = None,
+    store: MemoryStore | None = None,
+    asked: str = "hi",
+) -> RunOutcome:
+    class Chat(ModelAgent):
+        instructions = "Be brief."
+        tools = (double,)
+
+    made = infrastructure(models={"default": book}, limits=limits, store=store, chat=Chat)
+    async with open_supervisor(made) as supervisor:
+        with trio.fail_after(100):
+            run = await supervisor.start(context(), "chat", asked)
+            return await run.ended()
+
+
+class TestModelAgent:
+    async def test_it_streams_what_the_model_says(self, autojump_clock: MockClock) -> None:
+        store = MemoryStore()
+        book = Book([TextDelta("Hello"), TextDelta(" you"), Usage(3, 2)])
+        outcome = await answered(book, store=store)
+        assert outcome.status == "success"
+        log = await log_of(store)
+        assert types_of(log) == [
+            "RUN_STARTED",
+            "TEXT_MESSAGE_START",
+            "TEXT_MESSAGE_CONTENT",
+            "TEXT_MESSAGE_CONTENT",
+            "TEXT_MESSAGE_END",
+            "RUN_FINISHED",
+        ]
+        assert log[-1]["usage"] == [{"model": "book", "inputTokens": 3, "outputTokens": 2}]
+        system, user = book.asked[0]
+        assert isinstance(system, SystemMessage)
+        assert system.content == "Be brief."
+        assert isinstance(user, UserMessage)
+        assert user.content == "hi"
+        assert [spec.name for spec in book.tools[0]] == ["double"]
+        assert book.closed == 1
+
+    async def test_parallel_calls_run_together_and_are_answered_in_their_order(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        store = MemoryStore()
+        book = Book(
+            [
+                TextDelta("I double."),
+                ToolCallRequest("double", '{"n": 1}', id="same"),
+                ToolCallRequest("double", '{"n": 2}', id="same"),
+                ToolCallRequest("double", '{"n": "x"}', id="same"),
+                Usage(1, 1),
+            ],
+            [TextDelta("Done."), Usage(10, 10)],
+        )
+        begun = trio.current_time()
+        assert (await answered(book, store=store)).status == "success"
+        assert trio.current_time() - begun < 10
+        asked = book.asked[1][2:]
+        assert isinstance(asked[0], AssistantMessage)
+        assert [call.function.arguments for call in asked[0].tool_calls] == [
+            '{"n": 1}',
+            '{"n": 2}',
+            '{"n": "x"}',
+        ]
+        results = [message for message in asked[1:] if isinstance(message, ToolMessage)]
+        assert [r.tool_call_id for r in results] == [call.id for call in asked[0].tool_calls]
+        assert [r.content for r in results][:2] == ["2", "4"]
+        assert results[2].error is not None
+        check_history(book.asked[1])
+        stored = [item.message for item in await store.messages(ADA, THREAD)]
+        check_history(stored)
+        assert [type(message) for message in stored] == [
+            UserMessage,
+            AssistantMessage,
+            *[ToolMessage] * 3,
+            AssistantMessage,
+        ], "what was said and what was called are one message"
+        (finish,) = terminals_of(await log_of(store))
+        assert finish["usage"] == [{"model": "book", "inputTokens": 11, "outputTokens": 11}]
+
+    async def test_what_was_said_before_is_asked_with_the_next_question(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        store = MemoryStore()
+        await answered(Book([ToolCallRequest("double", '{"n": 1}')], [TextDelta("2")]), store=store)
+        book = Book([TextDelta("bye")])
+        await answered(book, store=store, asked="and now?")
+        roles = [type(message).__name__ for message in book.asked[0]]
+        assert roles == [
+            "SystemMessage",
+            "UserMessage",
+            "AssistantMessage",
+            "ToolMessage",
+            "AssistantMessage",
+            "UserMessage",
+        ]
+        check_history(book.asked[0])
+
+    async def test_an_answer_of_empty_deltas_does_not_spoil_the_next_question(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        store = MemoryStore()
+        await answered(Book([TextDelta("")]), store=store)
+        book = Book([TextDelta("bye")])
+        await answered(book, store=store, asked="and now?")
+        check_history(book.asked[0])
+
+    async def test_a_model_that_never_stops_calling_is_stopped(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        book = Book(*[[ToolCallRequest("double", '{"n": 1}')]] * 5)
+        outcome = await answered(book, limits=Limits(max_turns=3))
+        assert (outcome.status, outcome.receipt.reason) == ("failed", "turn_limit")
+        assert len(book.asked) == 3
+
+    async def test_a_model_that_breaks_off_fails_the_run_with_what_it_said(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        store = MemoryStore()
+        book = Book([TextDelta("Hel"), ModelError("The model is overloaded.")])
+        outcome = await answered(book, store=store)
+        assert (outcome.status, outcome.message) == ("failed", "The model is overloaded.")
+        assert book.closed == 1
+        log = await log_of(store)
+        assert types_of(log)[-2:] == ["TEXT_MESSAGE_END", "RUN_ERROR"]
+        assert log[-1]["code"] == "model_failed"
+        messages = [item.message.content for item in await store.messages(ADA, THREAD)]
+        assert messages == ["hi", "Hel"]
+
+    @pytest.mark.parametrize("part", ["words", None, 7, object()], ids=lambda p: type(p).__name__)
+    async def test_a_model_that_says_what_is_no_part_fails_its_run_alone(
+        self,
+        autojump_clock: MockClock,
+        part: Any,
+    ) -> None:
+        store = MemoryStore()
+        outcome = await answered(Book([TextDelta("a"), part]), store=store)
+        assert outcome.status in {"failed", "success"}
+        assert len(terminals_of(await log_of(store))) == 1
+
+    async def test_a_model_that_nobody_provides_is_a_failure_that_says_so(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        made = infrastructure(chat=ModelAgent)
+        async with open_supervisor(made) as supervisor:
+            run = await supervisor.start(context(), "chat", "hi")
+            outcome = await run.ended()
+        assert (outcome.status, outcome.receipt.reason) == ("failed", "no_such_model")

@@ -1,0 +1,398 @@
+"""What every `Store` must do; a test class of each implementation inherits `StoreContract`.
+
+The class that inherits gives a fixture called `store`, an empty store for each test:
+
+    class TestMemoryStore(StoreContract):
+        @pytest.fixture
+        def store(self) -> Store:
+            return MemoryStore()
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from creche import (
+    AssistantMessage,
+    Chunk,
+    Commit,
+    FunctionCall,
+    Message,
+    MessageId,
+    NewThread,
+    RunId,
+    RunRecord,
+    RunStatus,
+    Store,
+    StoredMessage,
+    SystemMessage,
+    ThreadId,
+    ToolCall,
+    ToolCallId,
+    ToolMessage,
+    UserId,
+    UserMessage,
+)
+
+ADA, BOB = UserId("ada"), UserId("bob")
+T1, T2 = ThreadId("thread-1"), ThreadId("thread-2")
+NOON = datetime(2026, 5, 17, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def record(
+    run: str = "run-a",
+    status: RunStatus = "queued",
+    *,
+    user: UserId = ADA,
+    thread: ThreadId = T1,
+    minute: int = 0,
+    **more: Any,
+) -> RunRecord:
+    return RunRecord(
+        user_id=user,
+        thread_id=thread,
+        run_id=RunId(run),
+        agent="chat",
+        status=status,
+        created_at=NOON + timedelta(minutes=minute),
+        **more,
+    )
+
+
+def said(run: str, text: str, *, minute: int = 0, message: Message | None = None) -> StoredMessage:
+    return StoredMessage(
+        run_id=RunId(run),
+        message=message or UserMessage(id=MessageId(f"m-{run}-{text}"), content=text),
+        created_at=NOON + timedelta(minutes=minute),
+    )
+
+
+def chunk(first: int, last: int) -> Chunk:
+    lines = [
+        f'{{"type":"CUSTOM","name":"zoë","value":{seq},"seq":{seq}}}'
+        for seq in range(first, last + 1)
+    ]
+    return Chunk(first_seq=first, last_seq=last, data="\n".join(lines).encode())
+
+
+def commit(
+    user: UserId = ADA,
+    thread: ThreadId = T1,
+    *,
+    opens: str | None = "A title",
+    **more: Any,
+) -> Commit:
+    return Commit(
+        user_id=user,
+        thread_id=thread,
+        opens=None if opens is None else NewThread(title=opens, epoch="epoch-1"),
+        **more,
+    )
+
+
+class StoreContract:
+    """The tests; see the head of this module for how to run them over a store."""
+
+    async def test_what_was_never_written_is_absent(self, store: Store) -> None:
+        assert await store.thread(ADA, T1) is None
+        assert await store.threads(ADA) == []
+        assert await store.messages(ADA, T1) == []
+        assert await store.runs(ADA, T1) == []
+        assert await store.run(ADA, RunId("run-a")) is None
+        assert await store.chunks(ADA, T1, after=0, limit=10) == []
+        assert await store.search_messages(ADA, "word", limit=10) == []
+        assert await store.unfinished_runs() == []
+        assert await store.delete_thread(ADA, T1) is False
+
+    async def test_a_commit_that_opens_makes_the_thread(self, store: Store) -> None:
+        before = datetime.now(UTC) - timedelta(seconds=5)
+        await store.commit([commit(runs=(record(),))])
+        thread = await store.thread(ADA, T1)
+        assert thread is not None
+        assert (thread.user_id, thread.thread_id) == (ADA, T1)
+        assert (thread.title, thread.epoch, thread.last_seq) == ("A title", "epoch-1", 0)
+        assert before <= thread.created_at <= thread.updated_at
+        assert thread.updated_at <= datetime.now(UTC) + timedelta(seconds=5)
+
+    async def test_a_commit_to_an_absent_thread_is_refused_whole(self, store: Store) -> None:
+        """One transaction: what stands beside the faulty commit is not written either."""
+        good = commit(runs=(record(),), messages=(said("run-a", "hello"),), chunk=chunk(1, 2))
+        with pytest.raises(Exception):  # noqa: B017, PT011  whatever the medium raises
+            await store.commit([good, commit(BOB, T2, opens=None, chunk=chunk(1, 1))])
+        assert await store.thread(ADA, T1) is None
+        assert await store.runs(ADA, T1) == []
+        assert await store.messages(ADA, T1) == []
+        assert await store.chunks(ADA, T1, after=0, limit=10) == []
+        await store.commit([good])
+        assert await store.runs(ADA, T1) == [record()]
+
+    async def test_opening_a_thread_that_is_there_keeps_its_epoch_and_title(
+        self,
+        store: Store,
+    ) -> None:
+        await store.commit([commit()])
+        again = NewThread(title="Another title", epoch="epoch-9")
+        await store.commit([Commit(user_id=ADA, thread_id=T1, opens=again, runs=(record(),))])
+        thread = await store.thread(ADA, T1)
+        assert thread is not None
+        assert (thread.title, thread.epoch) == ("A title", "epoch-1")
+
+    async def test_an_epoch_is_replaced_when_the_commit_says_so(self, store: Store) -> None:
+        await store.commit([commit()])
+        await store.commit([commit(opens=None, epoch="epoch-2")])
+        thread = await store.thread(ADA, T1)
+        assert thread is not None
+        assert thread.epoch == "epoch-2"
+
+    async def test_every_field_of_a_run_survives(self, store: Store) -> None:
+        full = record(
+            status="failed",
+            started_at=NOON + timedelta(seconds=1),
+            ended_at=NOON + timedelta(seconds=2),
+            first_seq=3,
+            last_seq=9,
+            reason="model_failed",
+            receipt={"reason": "model_failed", "tools_stopped": ["zoë"], "elapsed_ms": 0},
+        )
+        assert all(getattr(full, field.name) is not None for field in fields(full))
+        bare = record("run-b", minute=1)
+        await store.commit([commit(runs=(full, bare))])
+        assert await store.run(ADA, RunId("run-a")) == full
+        assert await store.runs(ADA, T1) == [full, bare]
+
+    async def test_a_run_record_replaces_the_one_before_and_keeps_its_place(
+        self,
+        store: Store,
+    ) -> None:
+        await store.commit([commit(runs=(record("run-b"), record("run-a", minute=1)))])
+        await store.commit([commit(opens=None, runs=(record("run-b", "running", first_seq=1),))])
+        runs = await store.runs(ADA, T1)
+        assert [(run.run_id, run.status) for run in runs] == [
+            ("run-b", "running"),
+            ("run-a", "queued"),
+        ]
+
+    async def test_a_new_run_whose_id_is_taken_fails_its_commit_whole(self, store: Store) -> None:
+        """On any thread of that user; another user's run of that id is another thing."""
+        await store.commit([commit(new_runs=(record(status="success"),))])
+        await store.commit([commit(BOB, new_runs=(record(user=BOB),))])
+        for thread in (T1, T2):
+            taken = commit(
+                thread=thread,
+                new_runs=(record(thread=thread),),
+                messages=(said("run-a", "again"),),
+                chunk=chunk(1, 1),
+            )
+            with pytest.raises(Exception):  # noqa: B017, PT011  whatever the medium raises
+                await store.commit([commit(BOB, T2, chunk=chunk(1, 1)), taken])
+        assert await store.runs(ADA, T1) == [record(status="success")]
+        assert await store.messages(ADA, T1) == []
+        assert await store.thread(ADA, T2) is None
+        assert await store.thread(BOB, T2) is None
+
+    async def test_every_kind_of_message_survives(self, store: Store) -> None:
+        call = ToolCall(
+            id=ToolCallId("call-1"),
+            function=FunctionCall(name="add", arguments='{"a": 1, "zoë": "\\n"}'),
+        )
+        messages: list[Message] = [
+            SystemMessage(id=MessageId("m0"), content="Be brief."),
+            UserMessage(
+                id=MessageId("m1"), content="ünï\x7f \U0001f600 'q' \"q\" %_\\", name="Zoë"
+            ),
+            UserMessage(id=MessageId("m2"), content="", metadata={"a": [1, None, {"b": 2.5}]}),
+            AssistantMessage(id=MessageId("m3"), tool_calls=(call,)),
+            ToolMessage(id=MessageId("m4"), tool_call_id=call.id, content="3", error="no"),
+            AssistantMessage(id=MessageId("m5"), content="It is 3."),
+        ]
+        stored = tuple(said("run-a", "", message=message) for message in messages)
+        await store.commit([commit(runs=(record(),), messages=stored)])
+        assert await store.messages(ADA, T1) == list(stored)
+
+    async def test_messages_come_run_by_run_in_the_order_of_asking(self, store: Store) -> None:
+        """The second run is asked while the first still answers."""
+        await store.commit([commit(runs=(record("run-z"),), messages=(said("run-z", "one"),))])
+        later = record("run-a", minute=1)
+        asked = said("run-a", "two", minute=1)
+        await store.commit([commit(opens=None, runs=(later,), messages=(asked,))])
+        answers = (said("run-z", "answer one", minute=2), said("run-z", "more of it", minute=2))
+        await store.commit([commit(opens=None, messages=answers)])
+        await store.commit([commit(opens=None, messages=(said("run-a", "answer two", minute=3),))])
+        texts = [item.message.content for item in await store.messages(ADA, T1)]
+        assert texts == ["one", "answer one", "more of it", "two", "answer two"]
+
+    async def test_messages_can_be_those_of_the_latest_runs_only(self, store: Store) -> None:
+        for minute, run in enumerate(("run-c", "run-a", "run-b")):
+            messages = (said(run, f"asked {run}"), said(run, f"answered {run}"))
+            await store.commit([commit(runs=(record(run, minute=minute),), messages=messages)])
+        for last_runs, runs in (
+            (1, ["run-b"]),
+            (2, ["run-a", "run-b"]),
+            (3, ["run-c", "run-a", "run-b"]),
+            (9, ["run-c", "run-a", "run-b"]),
+            (None, ["run-c", "run-a", "run-b"]),
+            (0, []),
+        ):
+            found = await store.messages(ADA, T1, last_runs=last_runs)
+            expected = [f"{verb} {run}" for run in runs for verb in ("asked", "answered")]
+            assert [item.message.content for item in found] == expected, last_runs
+
+    async def test_the_log_is_read_from_the_chunk_that_holds_the_next_entry(
+        self,
+        store: Store,
+    ) -> None:
+        chunks = [chunk(1, 3), chunk(4, 4), chunk(5, 9)]
+        for item in chunks:
+            await store.commit([commit(chunk=item)])
+        for after in range(12):
+            rest = [item for item in chunks if item.last_seq > after]
+            assert await store.chunks(ADA, T1, after=after, limit=10) == rest, after
+            assert await store.chunks(ADA, T1, after=after, limit=1) == rest[:1], after
+        thread = await store.thread(ADA, T1)
+        assert thread is not None
+        assert thread.last_seq == 9
+
+    async def test_the_same_ids_of_two_users_are_different_things(self, store: Store) -> None:
+        ours = commit(
+            opens="Ada's",
+            runs=(record(),),
+            messages=(said("run-a", "ada word"),),
+            chunk=chunk(1, 2),
+        )
+        theirs = commit(
+            BOB,
+            opens="Bob's",
+            runs=(record(user=BOB, status="running"),),
+            messages=(said("run-a", "bob word"),),
+            chunk=chunk(1, 5),
+        )
+        await store.commit([ours, theirs])
+        for user, title, last_seq, status, text in (
+            (ADA, "Ada's", 2, "queued", "ada word"),
+            (BOB, "Bob's", 5, "running", "bob word"),
+        ):
+            thread = await store.thread(user, T1)
+            assert thread is not None
+            assert (thread.title, thread.last_seq) == (title, last_seq)
+            assert [found.title for found in await store.threads(user)] == [title]
+            run = await store.run(user, RunId("run-a"))
+            assert run is not None
+            assert (run.user_id, run.status) == (user, status)
+            assert [found.user_id for found in await store.runs(user, T1)] == [user]
+            assert [item.message.content for item in await store.messages(user, T1)] == [text]
+            found = await store.search_messages(user, "word", limit=10)
+            assert [item.message.content for _, item in found] == [text]
+            read = await store.chunks(user, T1, after=0, limit=10)
+            assert [item.last_seq for item in read] == [last_seq]
+        assert await store.delete_thread(BOB, T1) is True
+        assert await store.thread(ADA, T1) is not None
+        assert await store.messages(ADA, T1) == [said("run-a", "ada word")]
+        assert len(await store.chunks(ADA, T1, after=0, limit=10)) == 1
+        assert await store.run(ADA, RunId("run-a")) == record()
+
+    async def test_what_is_anothers_is_absent(self, store: Store) -> None:
+        await store.commit(
+            [commit(runs=(record(),), messages=(said("run-a", "word"),), chunk=chunk(1, 2))],
+        )
+        assert await store.thread(BOB, T1) is None
+        assert await store.threads(BOB) == []
+        assert await store.messages(BOB, T1) == []
+        assert await store.runs(BOB, T1) == []
+        assert await store.run(BOB, RunId("run-a")) is None
+        assert await store.chunks(BOB, T1, after=0, limit=10) == []
+        assert await store.search_messages(BOB, "word", limit=10) == []
+        assert await store.delete_thread(BOB, T1) is False
+        assert await store.thread(ADA, T1) is not None
+
+    async def test_threads_come_latest_changed_first(self, store: Store) -> None:
+        names = [ThreadId(f"thread-{letter}") for letter in "abcd"]
+        for name in names:
+            await store.commit([commit(thread=name)])
+        await store.commit([commit(thread=names[1], opens=None, chunk=chunk(1, 1))])
+        found = [thread.thread_id for thread in await store.threads(ADA)]
+        assert found == [names[1], names[3], names[2], names[0]]
+        page = [thread.thread_id for thread in await store.threads(ADA, limit=2, offset=1)]
+        assert page == [names[3], names[2]]
+        assert await store.threads(ADA, offset=9) == []
+
+    async def test_a_deleted_thread_leaves_nothing_behind(self, store: Store) -> None:
+        await store.commit(
+            [commit(runs=(record(),), messages=(said("run-a", "word"),), chunk=chunk(1, 2))],
+        )
+        assert await store.delete_thread(ADA, T1) is True
+        await self.test_what_was_never_written_is_absent(store)
+        await store.commit([commit(opens="Anew", chunk=chunk(1, 1))])
+        thread = await store.thread(ADA, T1)
+        assert thread is not None
+        assert (thread.title, thread.last_seq) == ("Anew", 1)
+        assert await store.messages(ADA, T1) == []
+        assert await store.chunks(ADA, T1, after=0, limit=10) == [chunk(1, 1)]
+
+    async def test_a_search_wants_every_word_and_gives_the_newest_first(
+        self,
+        store: Store,
+    ) -> None:
+        messages = tuple(
+            said("run-a", text, minute=minute)
+            for minute, text in enumerate(
+                ["The quick brown fox", "a quick note", "QUICK thinking, Fox", "nothing"],
+            )
+        )
+        await store.commit([commit(runs=(record(),), messages=messages)])
+
+        async def found(query: str, limit: int = 10) -> list[str | None]:
+            pairs = await store.search_messages(ADA, query, limit=limit)
+            assert all(thread == T1 for thread, _ in pairs)
+            return [item.message.content for _, item in pairs]
+
+        assert await found("quick") == [
+            "QUICK thinking, Fox",
+            "a quick note",
+            "The quick brown fox",
+        ]
+        assert await found("fox  Quick") == ["QUICK thinking, Fox", "The quick brown fox"]
+        assert await found("quick", limit=1) == ["QUICK thinking, Fox"]
+        assert await found("quick nothing") == []
+
+    @pytest.mark.parametrize(
+        "query",
+        ["", "   ", "%", "_", "'", '"', "\\", "*", "a AND", "NEAR(", "-x", "x:y", "'; --", "("],
+    )
+    async def test_a_search_takes_any_characters_as_they_are(
+        self,
+        store: Store,
+        query: str,
+    ) -> None:
+        """None of these is in what was said, and none is an operator."""
+        await store.commit([commit(runs=(record(),), messages=(said("run-a", "plain words"),))])
+        assert await store.search_messages(ADA, query, limit=10) == []
+
+    async def test_unfinished_runs_are_everybodys_whose_log_has_no_end(self, store: Store) -> None:
+        statuses: list[RunStatus] = ["success", "cancelled", "failed", "lost"]
+        ended = tuple(record(f"run-{status}", status, last_seq=7) for status in statuses)
+        unended = (
+            record("run-queued"),
+            record("run-running", "running", first_seq=8),
+            record("run-called-off", "cancelled"),  # decided, but not yet said
+        )
+        await store.commit(
+            [
+                commit(runs=(*ended, *unended)),
+                commit(BOB, T2, runs=(record(user=BOB, thread=T2),)),
+            ]
+        )
+        found = {(run.user_id, run.thread_id, run.run_id) for run in await store.unfinished_runs()}
+        assert found == {
+            (ADA, T1, "run-queued"),
+            (ADA, T1, "run-running"),
+            (ADA, T1, "run-called-off"),
+            (BOB, T2, "run-a"),
+        }
+
+    async def test_an_empty_group_of_commits_is_nothing(self, store: Store) -> None:
+        await store.commit([])
+        assert await store.threads(ADA) == []
