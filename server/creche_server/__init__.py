@@ -1,0 +1,1 @@
+"""The server: creche over WebSocket and HTTP, kept in a database."""

@@ -1,0 +1,115 @@
+"""The default agent, `assistant`, and its tools: a calculator, a clock, a memory of old chats."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Annotated, Any, Final, cast
+from zoneinfo import ZoneInfo
+
+import msgspec
+from simpleeval import SimpleEval
+
+from creche import ModelAgent, RunError, Store, Tool, ToolContext, role_of, text_of, tool
+
+_FUNCTIONS: Final = (
+    abs,
+    max,
+    min,
+    round,
+    math.sqrt,
+    math.log,
+    math.log10,
+    math.exp,
+    math.sin,
+    math.cos,
+    math.tan,
+    math.floor,
+    math.ceil,
+    math.factorial,
+)
+_MOST_FACTORIAL: Final = 1000
+_EXACT: Final = 1e15  # up to here a float is as exact as the integer
+_MOST_FOUND: Final = 5
+_EXCERPT: Final = 300  # characters
+
+
+class Assistant(ModelAgent):
+    """Answers questions, and calculates, tells the time and looks up earlier chats for that."""
+
+    instructions = (
+        "You are a helpful, concise assistant. Use a tool when it gives a surer answer than you "
+        "could: the calculator for arithmetic, the clock for dates and times, search_history "
+        "for what was said in earlier conversations."
+    )
+    tools = ("calculator", "clock", "search_history")
+
+
+@tool
+def calculator(
+    expression: Annotated[str, msgspec.Meta(description="such as `37 * 91` or `sqrt(2) / 3`")],
+) -> str:
+    """Evaluate an arithmetic expression."""
+    functions: dict[str, Any] = {function.__name__: function for function in _FUNCTIONS}
+    functions["factorial"] = _factorial
+    evaluator = SimpleEval(functions=functions, names={"pi": math.pi, "e": math.e})
+    try:
+        value = cast("Any", evaluator).eval(expression.replace("^", "**"))
+        if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+            value = int(value)
+        return str(value)  # which a number of many thousand digits refuses
+    except Exception as error:  # boundary: whatever the library makes of somebody's expression
+        msg = f"{expression[:100]!r} cannot be calculated: {error}"
+        raise RunError(msg) from error
+
+
+def _factorial(number: int) -> int:
+    if number > _MOST_FACTORIAL:
+        msg = f"factorials up to {_MOST_FACTORIAL} are enough"
+        raise ValueError(msg)
+    return math.factorial(number)
+
+
+@tool
+async def clock(
+    timezone: Annotated[str, msgspec.Meta(description="such as `Europe/Paris`")] = "UTC",
+) -> str:
+    """Tell the current date and time."""
+    try:
+        zone = ZoneInfo(timezone)
+    except (ValueError, OSError, LookupError) as error:
+        msg = f"there is no time zone {timezone[:64]!r}; use a name such as Europe/Paris"
+        raise RunError(msg) from error
+    return datetime.now(zone).strftime("%A, %d %B %Y, %H:%M:%S %Z")
+
+
+def history_tool(store: Store) -> Tool:
+    """`search_history`, over the threads of whoever's run calls it, and nobody else's."""
+
+    @tool
+    async def search_history(
+        caller: ToolContext,
+        query: Annotated[str, msgspec.Meta(description="words that the messages contain")],
+    ) -> list[dict[str, str]]:
+        """Search this user's earlier conversations."""
+        try:
+            found = await store.search_messages(
+                caller.context.user_id,
+                query,
+                limit=_MOST_FOUND + 1,
+            )
+        except Exception as error:  # boundary: whatever a store raises is nothing for a model
+            msg = "earlier conversations cannot be searched just now"
+            raise RunError(msg) from error
+        return [
+            {
+                "thread_id": thread_id,
+                "when": stored.created_at.strftime("%Y-%m-%d %H:%M"),
+                "role": role_of(stored.message),
+                "text": text_of(stored.message)[:_EXCERPT],
+            }
+            for thread_id, stored in found
+            if stored.run_id != caller.context.run_id  # the question itself is no finding
+        ][:_MOST_FOUND]
+
+    return search_history

@@ -1,0 +1,134 @@
+"""The commands and their flags; what each does is in a module of its own."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+from cyclopts import App, Parameter
+from pydantic_settings import SettingsError
+
+from creche_server.settings import CONFIG_FILE, Settings, load_settings
+
+app = App(
+    name="creche",
+    help="Runs AI agents for many users at once.",
+    version=lambda: version("creche"),
+    backend="trio",
+)
+
+Data = Annotated[Path | None, Parameter(help="the data directory (default .creche)")]
+
+
+def run() -> None:
+    """Run the command line, and end the process with its exit code."""
+    try:
+        sys.exit(app())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command
+def serve(
+    agents: str | None = None,
+    /,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    database: str | None = None,
+    data: Data = None,
+    model: str | None = None,
+) -> int:
+    """Serve the web page, the WebSocket and the HTTP API on one port.
+
+    Parameters
+    ----------
+    agents
+        Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, or
+        one agent class. They are served beside `assistant`.
+    host
+        The address to listen on (default 127.0.0.1).
+    port
+        The port to listen on (default 8000); 0 takes any that is free and prints it.
+    database
+        A database URL, sqlite:///PATH or postgresql://... (default: SQLite in the data directory).
+    model
+        local, scripted or openai:NAME (default local).
+    """
+    from creche_server.cli.serving import serve_until_signalled  # noqa: PLC0415
+
+    settings = _settings(host=host, port=port, database=database, data=data, model=model)
+    return serve_until_signalled(settings, agents)
+
+
+@app.command
+def chat(
+    question: str | None = None,
+    /,
+    *,
+    thread: str | None = None,
+    agent: str | None = None,
+    user: str | None = None,
+    data: Data = None,
+) -> int:
+    """Ask the running server; without a question, talk with it.
+
+    Parameters
+    ----------
+    question
+        What to ask, on a new thread unless --thread says which.
+    thread
+        The thread to go on with; its history is shown first.
+    agent
+        Whom to ask (default: the first agent that the server has).
+    user
+        Whom to speak for (default: the user that the server's own link is for).
+    """
+    from creche_server.cli.chat import chat as start_chat  # noqa: PLC0415
+
+    settings = _settings(data=data)
+    return start_chat(settings.data, question, thread=thread, agent=agent, user=user)
+
+
+@app.command
+def token(*, user: str, days: float = 30.0, data: Data = None) -> int:
+    """Print a bearer token that speaks for a user.
+
+    Parameters
+    ----------
+    user
+        The user's id.
+    days
+        How long the token is good for.
+    """
+    from creche_server.cli.access import print_token  # noqa: PLC0415
+
+    return print_token(_settings(data=data).data, user, days)
+
+
+@app.command
+async def link(*, data: Data = None) -> int:
+    """Print a fresh one-time link to the running server's page."""
+    from creche_server.cli.access import print_link  # noqa: PLC0415
+
+    return await print_link(_settings(data=data).data)
+
+
+def _settings(**flags: object) -> Settings:
+    try:
+        return load_settings(**flags)
+    except pydantic.ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            where = ".".join(map(str, problem["loc"]))
+            sys.stderr.write(f"creche: setting {where}: {problem['msg']}\n")
+        sys.exit(2)
+    except SettingsError as error:
+        sys.stderr.write(f"creche: {error}\n")
+        sys.exit(2)
+    except tomllib.TOMLDecodeError as error:
+        sys.stderr.write(f"creche: {CONFIG_FILE}: {error}\n")
+        sys.exit(2)

@@ -1,0 +1,99 @@
+"""Opens the database: the engine with its pool, migrated to the newest schema."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.engine import URL
+
+from creche_server.database.store import SqlStore
+
+READERS: Final = 4  # hops that read at once; writing is one more, and one at a time
+
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK: Final = 0x63726563  # any number that is ours alone; PostgreSQL only
+
+
+@contextlib.asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[SqlStore]:
+    """A store on `url`, its schema brought up to date first.
+
+    `sqlite:///PATH` or `postgresql://...`. Resource handling: the pool is closed with the
+    block. Raises sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
+    """
+    engine = await trio.to_thread.run_sync(_opened, make_url(url))
+    try:
+        yield SqlStore(engine, readers=READERS)
+    finally:
+        engine.dispose()
+
+
+def _opened(url: URL) -> Engine:
+    """Connect and migrate; runs in a thread."""
+    if url.get_backend_name() == "sqlite":
+        engine = _sqlite(url)
+    else:
+        engine = create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            pool_size=READERS + 1,
+            max_overflow=0,
+            pool_pre_ping=True,
+            hide_parameters=True,  # what people said is nothing for an error or a log
+        )
+    try:
+        with engine.execution_options(writes=True).begin() as connection:
+            migrate(connection)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _sqlite(url: URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        pool_size=READERS + 1,
+        max_overflow=0,
+        connect_args={"check_same_thread": False},
+        hide_parameters=True,  # what people said is nothing for an error or a log
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        # Transactions are begun below, by name; the driver must not begin any of its own.
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",  # a commit that we answered for survives a power cut
+            "foreign_keys=ON",
+            "busy_timeout=5000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        # A reader asks one question, which is a transaction by itself. A writer says so first:
+        # one that only turns writer later may meet SQLITE_BUSY at once.
+        if connection.get_execution_options().get("writes", False):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema up to date, one process at a time."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,95 @@
+"""The page at `/`: static files, and the way from a printed link to a session."""
+
+from __future__ import annotations
+
+import hashlib
+from http import HTTPStatus
+from importlib import resources
+from typing import Any, Final
+
+from quart import Blueprint, Response, redirect, request
+from werkzeug.exceptions import NotFound
+
+from creche_server.auth import SESSION_COOKIE, SESSION_SECONDS, Auth, NotAuthenticatedError
+from creche_server.http.identity import current_user
+from creche_server.services import Services
+
+_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+def page_routes(services: Services) -> Blueprint:
+    """`/`, and the files that it is made of under `/ui/`."""
+    page = _Page(services.auth)
+    routes = Blueprint("page", __name__)
+    routes.get("/")(page.index)
+    routes.get("/ui/<name>")(page.file)
+    return routes
+
+
+class _Page:
+    def __init__(self, auth: Auth) -> None:
+        self._auth = auth
+        self._files = _files()
+
+    async def index(self) -> Any:
+        ticket = request.args.get("ticket")
+        if ticket is None:
+            return self._page()
+        try:
+            user_id = self._auth.use_ticket(ticket, "page")
+        except NotAuthenticatedError:
+            # A used link opened once more is as good as the session that it once gave.
+            return redirect("/", HTTPStatus.SEE_OTHER) if self._has_session() else self._page()
+        answer = redirect("/", HTTPStatus.SEE_OTHER)  # the ticket leaves the address bar
+        answer.set_cookie(
+            SESSION_COOKIE,
+            self._auth.mint_session(user_id),
+            max_age=SESSION_SECONDS,
+            httponly=True,
+            samesite="Strict",
+            secure=request.scheme == "https",
+        )
+        return answer
+
+    async def file(self, name: str) -> Any:
+        if name not in self._files:
+            msg = "there is no such file"
+            raise NotFound(msg)
+        return self._served(name, HTTPStatus.OK)
+
+    def _page(self) -> Response:
+        if self._has_session():
+            return self._served("index.html", HTTPStatus.OK)
+        return self._served("locked.html", HTTPStatus.UNAUTHORIZED)
+
+    def _has_session(self) -> bool:
+        try:
+            current_user(self._auth)
+        except NotAuthenticatedError:
+            return False
+        return True
+
+    def _served(self, name: str, status: HTTPStatus) -> Response:
+        data, tag = self._files[name]
+        if status is HTTPStatus.OK and request.if_none_match.contains(tag):
+            return Response(status=HTTPStatus.NOT_MODIFIED, headers={"ETag": f'"{tag}"'})
+        response = Response(data, status=status, content_type=_TYPES[name[name.rindex(".") :]])
+        response.headers["Cache-Control"] = "no-cache"
+        response.set_etag(tag)
+        return response
+
+
+def _files() -> dict[str, tuple[bytes, str]]:
+    """{name: (contents, entity tag)}: few and small, so they are read once."""
+    folder = resources.files("creche_server") / "ui"
+    found: dict[str, tuple[bytes, str]] = {}
+    for file in folder.iterdir():
+        if file.name.endswith(tuple(_TYPES)):
+            data = file.read_bytes()
+            found[file.name] = (data, hashlib.sha256(data).hexdigest()[:16])
+    return found

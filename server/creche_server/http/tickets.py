@@ -1,0 +1,36 @@
+"""One-time tickets: for a browser's WebSocket, which cannot send an Authorization header."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from quart import Blueprint, jsonify, request
+
+from creche_server.http.identity import current_user
+from creche_server.services import Services
+
+
+class TicketRequest(BaseModel):
+    """What the ticket is to open."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    purpose: Literal["page", "websocket"] = "websocket"
+
+
+def ticket_routes(services: Services) -> Blueprint:
+    """`/auth/tickets`."""
+    routes = Blueprint("tickets", __name__)
+
+    @routes.post("/auth/tickets")
+    async def mint() -> Any:
+        user_id = current_user(services.auth)
+        body = TicketRequest.model_validate_json(await request.get_data() or b"{}")
+        if body.purpose == "page":
+            # It becomes a session, so a session alone may not mint one.
+            user_id = current_user(services.auth, cookie=False)
+        ticket, seconds = services.auth.mint_ticket(user_id, body.purpose)
+        return jsonify(ticket=ticket, expires_in=seconds), 201
+
+    return routes

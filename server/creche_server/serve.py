@@ -1,0 +1,220 @@
+"""Where everything is opened, and so where everything is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.typing import ASGIFramework
+
+from creche import (
+    AgentClassRegistry,
+    Infrastructure,
+    Supervisor,
+    UserId,
+    end_lost_runs,
+    open_journals,
+    open_supervisor,
+)
+from creche_server.assistant import Assistant, calculator, clock, history_tool
+from creche_server.auth import Auth
+from creche_server.data_directory import address_file, load_key, locked
+from creche_server.database import open_database
+from creche_server.door import Door
+from creche_server.http import make_app
+from creche_server.models import open_models
+from creche_server.outbox import Flusher
+from creche_server.services import Services
+from creche_server.settings import Settings
+from creche_server.websocket import Sockets, serve_chat
+
+_log: Final = logging.getLogger("creche.serve")
+
+_DELIVERY_TIMEOUT: Final = 2.0  # seconds for the last words and the final flush
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """How a server is told to go: `soon` lets runs finish in the grace, `now` does not."""
+
+    soon: trio.Event = dataclasses.field(default_factory=trio.Event)
+    now: trio.Event = dataclasses.field(default_factory=trio.Event)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listening:
+    """What is known once the server can be reached."""
+
+    url: str
+    page_link: str  # carries a one-time ticket
+
+
+async def serve(
+    settings: Settings,
+    agents: AgentClassRegistry | None = None,
+    *,
+    stop: Stop,
+    announce: Callable[[Listening], None] = lambda _: None,
+) -> None:
+    """Serve until told to stop, then leave in order; see `Stop`.
+
+    `agents` come first, and `assistant` is there beside them. Raises AlreadyServedError,
+    OSError if the address cannot be had, and what opening the database or the model raises.
+    """
+    with locked(settings.data):
+        auth = Auth(load_key(settings.data), origins=settings.origins)
+        async with open_database(settings.database_url) as store, store.open_claim():
+            if lost := await end_lost_runs(store):
+                _log.warning("%d runs of a server that died were ended as lost", lost)
+            tools = (calculator, clock, history_tool(store))
+            async with open_models(settings.model, [tool.spec for tool in tools]) as models:
+                infrastructure = Infrastructure(
+                    agents=all_agents(agents),
+                    tools=tools,
+                    models=models,
+                    limits=settings.limits,
+                    store=store,
+                )
+                async with open_journals(store, settings.limits) as journals:
+                    # Connections outlive runs, so that they can pass on the last word.
+                    async with open_connections() as connections:
+                        grace = _grace(settings)
+                        async with open_supervisor(
+                            infrastructure,
+                            journals,
+                            grace=grace,
+                        ) as supervisor:
+                            services = Services(
+                                supervisor=supervisor,
+                                store=store,
+                                ping=store.ping,
+                                auth=auth,
+                                settings=settings,
+                                flusher=connections.flusher,
+                                leaving=connections.leaving,
+                            )
+                            connections.background.start_soon(_hurry, stop, supervisor)
+                            await _accept_until_stopped(services, connections, stop, announce)
+                            if supervisor.count:
+                                _log.info("%d runs have %g s to finish", supervisor.count, grace)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Connections:
+    """What connections live in."""
+
+    nursery: trio.Nursery  # theirs
+    background: trio.Nursery  # of what serves them all, ended when they are gone
+    flusher: Flusher
+    leaving: trio.Event  # sends them home
+
+
+@contextlib.asynccontextmanager
+async def open_connections() -> AsyncIterator[Connections]:
+    """Where connections live, with the flusher that writes for them.
+
+    Resource handling: leaving the block by its end gives them 2 s to deliver what is left.
+    """
+    flusher = Flusher()
+    leaving = trio.Event()
+    async with trio.open_nursery() as background:
+        background.start_soon(flusher.serve)
+        async with trio.open_nursery() as nursery:
+            yield Connections(nursery, background, flusher, leaving)
+            leaving.set()
+            nursery.cancel_scope.deadline = trio.current_time() + _DELIVERY_TIMEOUT
+        background.cancel_scope.cancel()
+
+
+async def _accept_until_stopped(
+    services: Services,
+    connections: Connections,
+    stop: Stop,
+    announce: Callable[[Listening], None],
+) -> None:
+    """Listen on the one port; leaving stops accepting, and leaves the connections be."""
+    settings = services.settings
+    app: ASGIFramework = make_app(services)
+    sockets = Sockets(settings.max_connections_per_user)
+    door = Door(
+        app,
+        functools.partial(serve_chat, services=services, sockets=sockets),
+        max_connections=settings.max_connections,
+    )
+    await connections.nursery.start(_serve_lifespan, app, services.leaving, door)
+    async with trio.open_nursery() as accepting:
+        listeners: list[trio.SocketListener] = await accepting.start(
+            functools.partial(
+                trio.serve_tcp,
+                door.serve_connection,
+                settings.port,
+                host=settings.host,
+                backlog=1024,
+                handler_nursery=connections.nursery,
+            ),
+        )
+        port = listeners[0].socket.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{port}"
+        ticket, _ = services.auth.mint_ticket(UserId(settings.user), "page")
+        agents = services.supervisor.infrastructure.registry.names()
+        with address_file(settings.data, url=url, user=settings.user, agents=agents):
+            announce(Listening(url=url, page_link=f"{url}/?ticket={ticket}"))
+            await stop.soon.wait()
+        accepting.cancel_scope.cancel()
+
+
+async def _serve_lifespan(
+    app: ASGIFramework,
+    leaving: trio.Event,
+    door: Door,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """Quart's start-up and shut-down, which hypercorn would otherwise do per worker."""
+    lifespan = Lifespan(ASGIWrapper(app), Config(), {})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lifespan.handle_lifespan)
+        await lifespan.wait_for_startup()
+        task_status.started()
+        await leaving.wait()
+        await door.leave()
+        await lifespan.wait_for_shutdown()
+        nursery.cancel_scope.cancel()
+
+
+async def _hurry(stop: Stop, supervisor: Supervisor) -> None:
+    """Cut the grace short when somebody asks a second time."""
+    await stop.now.wait()
+    supervisor.cancel_all("shutdown")
+
+
+def _grace(settings: Settings) -> float:
+    """How long runs may finish by themselves, so that all the rest fits into the time-out."""
+    return max(0.0, settings.shutdown_timeout - settings.cleanup_timeout - _DELIVERY_TIMEOUT)
+
+
+def all_agents(own: AgentClassRegistry | None) -> AgentClassRegistry:
+    """The embedder's agents first, then `assistant`, unless they have one of that name."""
+    registry = AgentClassRegistry()
+    for name in own or ():
+        assert own is not None
+        agent = own.describe(name)
+        registry.register(
+            name,
+            agent.agent_class,
+            description=agent.description,
+            version=agent.version,
+            requires=agent.requires,
+        )
+    if "assistant" not in registry:
+        registry.register("assistant", Assistant)
+    return registry

@@ -1,0 +1,95 @@
+"""The configuration: flags before environment before `creche.toml` before defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from creche import Limits
+from creche._context import check_id
+
+CONFIG_FILE: Final = "creche.toml"
+
+
+class Settings(BaseSettings):
+    """Each field is `CRECHE_FIELD` in the environment and `field` in creche.toml."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CRECHE_",
+        toml_file=CONFIG_FILE,
+        extra="forbid",
+        frozen=True,
+    )
+
+    host: str = Field(default="127.0.0.1", description="the address to listen on")
+    port: NonNegativeInt = Field(default=8000, le=65535, description="0 takes any that is free")
+    data: Path = Field(
+        default=Path(".creche"), description="keys, the address file, the SQLite database"
+    )
+    database: str | None = Field(
+        default=None, description="a database URL; none is SQLite in `data`"
+    )
+    model: str = Field(default="local", description="local, scripted or openai:NAME")
+    user: str = Field(
+        default="local", description="whom the printed link and `creche chat` speak for"
+    )
+    origins: tuple[str, ...] = Field(
+        default=(), description="origins of other pages that may connect"
+    )
+    log_level: str = Field(default="info", pattern="(?i)^(debug|info|warning|error)$")
+
+    shutdown_timeout: PositiveFloat = Field(default=10.0, description="seconds from signal to exit")
+    max_connections: PositiveInt = Field(default=1000, description="open at once, of all kinds")
+    max_connections_per_user: PositiveInt = Field(default=5, description="WebSockets of one user")
+
+    run_timeout: PositiveFloat = Limits().run_timeout
+    tool_timeout: PositiveFloat = Limits().tool_timeout
+    cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
+    runs_per_user: PositiveInt = Limits().runs_per_user
+    runs_per_thread: PositiveInt = Limits().runs_per_thread
+
+    @field_validator("user")
+    @classmethod
+    def _can_be_a_user(cls, value: str) -> str:
+        return check_id("user_id", value)
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data / 'creche.db'}"
+
+    @property
+    def limits(self) -> Limits:
+        return dataclasses.replace(
+            Limits(),
+            run_timeout=self.run_timeout,
+            tool_timeout=self.tool_timeout,
+            cleanup_timeout=self.cleanup_timeout,
+            runs_per_user=self.runs_per_user,
+            runs_per_thread=self.runs_per_thread,
+        )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """The settings, with those flags on top that were given. Raises pydantic.ValidationError."""
+    return Settings(**{name: value for name, value in flags.items() if value is not None})

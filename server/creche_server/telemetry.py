@@ -1,0 +1,59 @@
+"""Logs: for people on a terminal, JSON otherwise; without secrets either way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+from creche import redact_text, redact_value
+
+
+def configure_logging(level: str, stream: TextIO) -> None:
+    """Send this process's logs to `stream`, from `level` up.
+
+    For the process's own entry point: a library never configures logging.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    ending: list[structlog.typing.Processor]
+    if stream.isatty():
+        plain = structlog.dev.plain_traceback
+        ending = [_redact, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+    else:
+        ending = [
+            structlog.processors.format_exc_info,
+            _redact,
+            structlog.processors.JSONRenderer(),
+        ]
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+        ),
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # These tell of every frame and every step; ours tell what matters of it.
+    for chatty in ("trio-websocket", "hypercorn", "quart", "httpx", "httpx2", "openai", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _redact(
+    _logger: object,
+    _method: str,
+    event: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    redacted: dict[str, Any] = redact_value(event)
+    return {
+        key: redact_text(value) if isinstance(value, str) else value
+        for key, value in redacted.items()
+    }

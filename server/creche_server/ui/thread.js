@@ -1,0 +1,243 @@
+// What a thread looks like so far: a pure fold over its events. No DOM, no network, no clock.
+//
+// Two kinds of news come in: events, in the order of their `seq` (`apply`), and what this page
+// itself asked (`ask`, `mark`, `reconcile`). Nothing is changed in place: whatever is untouched
+// stays the same object, so that a view need only look at what differs.
+//
+//   thread  {epoch, seq, turns: [turn], asked: [question]}
+//   turn    {runId, status, questions: [{id, text}], parts: [part], startedAt, step,
+//            receipt, usage, error}         status: running, done, stopped or failed
+//   part    {kind: "text", id, text, open} | {kind: "thought", id, text, open}
+//         | {kind: "tool", id, name, args, result, status, startedAt, endedAt}
+//                                            status: calling, done or failed
+//         | {kind: "agent", id, name, status, message}
+//   asked   {id, text, agent, state, runId, why}: said by this page, not yet in the log
+//            state: unsent, sending, unknown (the connection broke meanwhile), accepted,
+//            waiting, withdrawn or refused
+
+export const EMPTY = Object.freeze({ epoch: null, seq: 0, turns: [], asked: [] });
+
+// --- events
+
+// The thread after one more event. One that was told before changes nothing.
+export function apply(thread, event) {
+  if (event.seq <= thread.seq) return thread;
+  const fold = FOLDS[event.type];
+  return { ...(fold ? fold(thread, event) : thread), seq: event.seq };
+}
+
+const FOLDS = {
+  RUN_STARTED(thread, event) {
+    const known = thread.asked.filter((question) => question.runId === event.runId);
+    const told = event.input?.messages.filter((message) => message.role === "user") ?? known;
+    const questions = told.map(({ id, content, text }) => ({ id, text: content ?? text }));
+    const ids = new Set(questions.map((question) => question.id));
+    const turn = {
+      runId: event.runId,
+      status: "running",
+      questions,
+      parts: [],
+      startedAt: event.timestamp,
+    };
+    return {
+      ...thread,
+      turns: [...thread.turns, turn],
+      asked: thread.asked.filter(({ id, runId }) => !ids.has(id) && runId !== event.runId),
+    };
+  },
+  RUN_FINISHED: (thread, event) =>
+    inTurn(thread, (turn) => ({
+      ...turn,
+      status: event.outcome?.type === "cancelled" ? "stopped" : "done",
+      step: undefined,
+      receipt: event.metadata?.creche?.receipt,
+      usage: event.usage,
+    })),
+  RUN_ERROR: (thread, event) =>
+    inTurn(withRunning(thread), (turn) => ({
+      ...turn,
+      status: "failed",
+      step: undefined,
+      receipt: event.metadata?.creche?.receipt,
+      error: {
+        message: event.message,
+        code: event.code,
+        reference: event.metadata?.creche?.correlation_id,
+      },
+    })),
+  STEP_STARTED: (thread, event) => inTurn(thread, (turn) => ({ ...turn, step: event.stepName })),
+  STEP_FINISHED: (thread) => inTurn(thread, (turn) => ({ ...turn, step: undefined })),
+
+  TEXT_MESSAGE_START: (thread, event) => begin(thread, "text", event.messageId, { text: "" }),
+  TEXT_MESSAGE_CONTENT: (thread, event) => extend(thread, "text", event),
+  TEXT_MESSAGE_END: (thread, event) => end(thread, "text", event),
+  REASONING_MESSAGE_START: (thread, event) =>
+    begin(thread, "thought", event.messageId, { text: "" }),
+  REASONING_MESSAGE_CONTENT: (thread, event) => extend(thread, "thought", event),
+  REASONING_MESSAGE_END: (thread, event) => end(thread, "thought", event),
+
+  TOOL_CALL_START: (thread, event) =>
+    begin(thread, "tool", event.toolCallId, {
+      name: event.toolCallName,
+      args: "",
+      status: "calling",
+      startedAt: event.timestamp,
+    }),
+  TOOL_CALL_ARGS: (thread, event) =>
+    inPart(thread, "tool", event.toolCallId, (part) => ({ args: part.args + event.delta })),
+  TOOL_CALL_RESULT: (thread, event) =>
+    inPart(thread, "tool", event.toolCallId, () => ({
+      result: event.content,
+      status: event.metadata?.creche?.error ? "failed" : "done",
+      endedAt: event.timestamp,
+    })),
+
+  SUBAGENT_STARTED: (thread, event) =>
+    begin(thread, "agent", event.subagentRunId, { name: event.name, status: "working" }),
+  SUBAGENT_FINISHED: (thread, event) =>
+    inPart(thread, "agent", event.subagentRunId, () => ({ status: "done" })),
+  SUBAGENT_ERROR: (thread, event) =>
+    inPart(thread, "agent", event.subagentRunId, () => ({
+      status: "failed",
+      message: event.message,
+    })),
+};
+
+// Of a run that was lost before it began, the failure may be all that there is.
+function withRunning(thread) {
+  if (thread.turns.at(-1)?.status === "running") return thread;
+  return { ...thread, turns: [...thread.turns, { status: "running", questions: [], parts: [] }] };
+}
+
+// One run is active at a time, so an event speaks of the last turn.
+function inTurn(thread, change) {
+  const turn = thread.turns.at(-1);
+  return turn ? { ...thread, turns: [...thread.turns.slice(0, -1), change(turn)] } : thread;
+}
+
+function inPart(thread, kind, id, change) {
+  return inTurn(thread, (turn) => {
+    const at = turn.parts.findLastIndex((part) => part.kind === kind && part.id === id);
+    if (at < 0) return turn;
+    const part = turn.parts[at];
+    return { ...turn, parts: turn.parts.with(at, { ...part, ...change(part) }) };
+  });
+}
+
+const begin = (thread, kind, id, fields) =>
+  inTurn(thread, (turn) => ({
+    ...turn,
+    parts: [...turn.parts, { kind, id, open: true, ...fields }],
+  }));
+const extend = (thread, kind, event) =>
+  inPart(thread, kind, event.messageId, (part) => ({ text: part.text + event.delta }));
+const end = (thread, kind, event) =>
+  inPart(thread, kind, event.messageId, () => ({ open: false }));
+
+// --- what this page asked
+
+// A new question, shown at once. `apply` takes it away when the log tells of it.
+export function ask(thread, question) {
+  return { ...thread, asked: [...thread.asked, { state: "unsent", ...question }] };
+}
+
+// What became of a question that is not in the log yet.
+export function mark(thread, id, change) {
+  return {
+    ...thread,
+    asked: thread.asked.map((question) =>
+      question.id === id ? { ...question, ...change } : question,
+    ),
+  };
+}
+
+export function forget(thread, id) {
+  return { ...thread, asked: thread.asked.filter((question) => question.id !== id) };
+}
+
+// A subscription began in `epoch`; with `reset`, what was seen is not what is stored.
+export function subscribed(thread, { epoch, reset }) {
+  return reset ? { ...EMPTY, epoch, asked: thread.asked } : { ...thread, epoch };
+}
+
+// Set right what no event tells: which questions wait, and which never arrived. `state` is the
+// answer of GET /threads/{id}/state, asked for once the log had been read to its end.
+export function reconcile(thread, state) {
+  const stored = state.values.messages.filter((message) => message.role === "user");
+  const arrived = new Set(stored.map((message) => message.id));
+  const begun = new Set(thread.turns.map((turn) => turn.runId));
+  const shown = new Set(thread.turns.flatMap((turn) => turn.questions.map(({ id }) => id)));
+  const runs = [state.active_run, ...state.queued_runs].filter((id) => id && !begun.has(id));
+
+  // Questions are stored in the order of asking, so those that wait are the last ones.
+  const waiting = runs.length ? stored.filter(({ id }) => !shown.has(id)).slice(-runs.length) : [];
+  const mine = new Map(thread.asked.map((question) => [question.id, question]));
+  const inLine = waiting.map(({ id, content }, at) => ({
+    text: content,
+    ...mine.get(id),
+    id,
+    runId: waiting.length === runs.length ? runs[at] : mine.get(id)?.runId,
+    state: ["accepted", "withdrawn"].find((state) => mine.get(id)?.state === state) ?? "waiting",
+  }));
+  const listed = new Set(inLine.map((question) => question.id));
+  const rest = thread.asked
+    .filter(({ id }) => !listed.has(id) && !arrived.has(id))
+    .map((question) =>
+      question.state === "unknown"
+        ? { ...question, state: "refused", why: "The connection broke before it arrived." }
+        : question,
+    );
+  return { ...thread, asked: [...inLine, ...rest] };
+}
+
+// --- what can be asked of a thread
+
+// The run that a Stop button stops: the one under way, else the one about to begin.
+export function activeRun(thread) {
+  const turn = thread.turns.at(-1);
+  if (turn?.status === "running") return turn.runId;
+  return thread.asked.find((question) => question.state === "accepted")?.runId ?? null;
+}
+
+// What is going on, in words for a status line; empty when nothing is.
+export function activity(turn) {
+  if (turn?.status !== "running") return "";
+  const part = turn.parts.at(-1);
+  if (part?.kind === "tool" && part.status === "calling") return `Calling ${part.name}`;
+  if (part?.kind === "text" && part.open) return "Answering";
+  if (part?.kind === "agent" && part.status === "working") return `${part.name} is working`;
+  return turn.step ?? "Thinking";
+}
+
+// How a turn ended, in a sentence or two; empty while it runs.
+export function ending({ status, receipt, error, usage }) {
+  if (status === "done") {
+    const words = ["Done"];
+    if (receipt) words.push(`in ${duration(receipt.run_ms)}`);
+    const tokens = usage?.reduce((sum, { outputTokens }) => sum + (outputTokens ?? 0), 0);
+    return words.join(" ") + (tokens ? `, ${tokens} tokens` : "");
+  }
+  if (status === "failed") return `The run failed: ${error.message}`;
+  if (status !== "stopped") return "";
+  const why = REASONS[receipt?.reason] ?? "";
+  const left = receipt?.threads_abandoned ?? [];
+  if (left.length) return `Stopped${why}, but ${left.join(", ")} would not end and was left behind`;
+  const clean = receipt ? `, all cleaned up within ${duration(receipt.elapsed_ms)}` : "";
+  return `Stopped${why}${clean}`;
+}
+
+const REASONS = {
+  deadline: ", as it took longer than it may",
+  budget: ", as it spent more than it may",
+  disconnect: ", as nobody was watching",
+  superseded: " to make way",
+  shutdown: ", as the server is shutting down",
+};
+
+// Milliseconds as a person says them.
+export function duration(milliseconds) {
+  if (milliseconds < 1000) return `${Math.max(1, Math.round(milliseconds))} ms`;
+  const seconds = milliseconds / 1000;
+  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+}

@@ -1,0 +1,413 @@
+"""One chat client: a reader of commands, and a sender that follows its thread's journal.
+
+The connection owns neither run nor journal. It may go at any moment; runs go on without it,
+and a later connection resumes from the last `seq` that the client saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import h11
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+
+from creche import (
+    InvalidContextError,
+    Journal,
+    Run,
+    ThreadDeletedError,
+    ThreadId,
+    UserExecutionContext,
+    UserId,
+    new_id,
+)
+from creche._context import check_id
+from creche_server.auth import NotAuthenticatedError
+from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT
+from creche_server.outbox import Outbox
+from creche_server.services import Services
+from creche_server.wire import codes, replies
+from creche_server.wire.commands import (
+    MAX_COMMAND_BYTES,
+    RunCancel,
+    RunStart,
+    Subscribe,
+    Unsubscribe,
+    WireError,
+    decode_command,
+)
+from creche_server.wire.frames import text_frame
+
+_log: Final = logging.getLogger("creche.websocket")
+
+PING_INTERVAL: Final = 20.0  # seconds; a client that does not answer one is gone
+_HANDSHAKE_TIMEOUT: Final = 1.0  # seconds to make a handshake of bytes that are there
+_COMMANDS_AT_ONCE: Final = 32  # that wait for something, of one connection
+_LAST_WORD_TIMEOUT: Final = 1.2  # seconds to pass on what is left, when the process goes
+_CLOSE_TIMEOUT: Final = 0.5  # seconds for the peer to answer a close frame
+
+
+class RefusedError(Exception):
+    """The connection is not let in; `code` is the close code that says why."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Sockets:
+    """Counts each user's open sockets, for the cap on them; an entry *is* a block."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[UserId, int] = {}
+
+    @contextlib.contextmanager
+    def held(self, user_id: UserId) -> Iterator[None]:
+        """One more socket of that user. Raises RefusedError past the cap."""
+        if self._open.get(user_id, 0) >= self._most:
+            raise RefusedError(codes.TOO_MANY, f"a user may have {self._most} connections open")
+        self._open[user_id] = self._open.get(user_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._open[user_id] -= 1
+            if not self._open[user_id]:
+                del self._open[user_id]
+
+
+async def serve_chat(
+    stream: trio.SocketStream,
+    received: bytes,
+    request: h11.Request,
+    *,
+    services: Services,
+    sockets: Sockets,
+) -> None:
+    """Serve an upgrade request to the end of its connection.
+
+    `received` is everything read so far, the request's head included.
+    """
+    outbox = Outbox(stream, received, services.flusher, stall_timeout=SEND_TIMEOUT)
+    async with outbox, trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.serve)
+        # All bytes of the request are there. If it is faulty, trio-websocket answers that and
+        # closes, but never says so here.
+        with trio.fail_after(_HANDSHAKE_TIMEOUT):
+            proposal = await wrap_server_stream(nursery, outbox, max_message_size=MAX_COMMAND_BYTES)
+        with trio.fail_after(HEAD_TIMEOUT):
+            if codes.SUBPROTOCOL not in proposal.proposed_subprotocols:
+                body = f"offer the WebSocket subprotocol {codes.SUBPROTOCOL}\n".encode()
+                await proposal.reject(400, body=body)
+                nursery.cancel_scope.cancel()
+                return
+            socket = await proposal.accept(subprotocol=codes.SUBPROTOCOL)
+        try:
+            # Refused after the handshake: a browser is told close codes, but no HTTP status.
+            user_id, thread_id = admit(request, services)
+            with sockets.held(user_id):
+                await ChatClient(socket, outbox, services, user_id, thread_id).serve()
+        except RefusedError as refusal:
+            await _close(socket, refusal.code, refusal.message)
+        nursery.cancel_scope.cancel()
+
+
+def admit(request: h11.Request, services: Services) -> tuple[UserId, ThreadId]:
+    """Who connects, to which of their threads. Raises RefusedError."""
+    headers = {name: value.decode("latin-1") for name, value in request.headers}
+    target = urlsplit(request.target.decode("ascii", "replace"))
+    if not services.auth.allows_origin(headers.get(b"origin"), headers.get(b"host")):
+        raise RefusedError(codes.FORBIDDEN, "pages from this origin may not connect")
+    try:
+        if b"authorization" in headers:
+            user_id = services.auth.check_authorization(headers[b"authorization"])
+        elif tickets := parse_qs(target.query).get("ticket"):
+            user_id = services.auth.use_ticket(tickets[0], "websocket")
+        else:
+            raise RefusedError(codes.UNAUTHORIZED, "a bearer token or a ticket is needed")
+    except NotAuthenticatedError as error:
+        raise RefusedError(codes.UNAUTHORIZED, str(error)) from None
+    match target.path.split("/"):
+        case ["", "threads", thread_id, "stream"] | ["", "threads", thread_id, "stream", "events"]:
+            try:
+                return user_id, ThreadId(check_id("thread_id", unquote(thread_id)))
+            except InvalidContextError as error:
+                raise RefusedError(codes.BAD_REQUEST, str(error)) from None
+        case _:
+            raise RefusedError(codes.BAD_REQUEST, "connect to /threads/{thread_id}/stream/events")
+
+
+class ChatClient:
+    """One authenticated socket on one thread."""
+
+    def __init__(
+        self,
+        socket: WebSocketConnection,
+        outbox: Outbox,
+        services: Services,
+        user_id: UserId,
+        thread_id: ThreadId,
+    ) -> None:
+        self._socket = socket
+        self._outbox = outbox
+        self._services = services
+        self._user_id = user_id
+        self._thread_id = thread_id
+        self._subscription: tuple[str, trio.CancelScope] | None = None
+        self._caught_up: Callable[[], bool] = lambda: True
+        self._progress = trio.lowlevel.ParkingLot()  # woken by whatever the sender has sent
+        self._waiting_commands = 0
+        self._state_turn = trio.Lock()
+
+    async def serve(self) -> None:
+        """Read commands until the peer leaves or the process does."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_alive, nursery.cancel_scope)
+                nursery.start_soon(self._say_goodbye, nursery.cancel_scope)
+                await self._read_commands(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._outbox.too_slow:
+                _log.info("a client was too slow and is disconnected")
+
+    async def _read_commands(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                frame = await self._socket.get_message()
+            except ConnectionClosed:
+                return
+            await self._outbox.relieved()  # who does not read replies is not read from, either
+            try:
+                command_id, command = decode_command(frame)
+            except WireError as error:
+                self._reply(replies.error(error.id, error.code, error.message))
+                continue
+            if isinstance(command, RunStart):
+                # Its place in the thread's order is settled here, in the order of the frames.
+                await self._start_run(nursery, command_id, command)
+            elif isinstance(command, Subscribe):
+                self._subscribe(nursery, command_id, command)
+            elif isinstance(command, Unsubscribe):
+                self._unsubscribe(command_id, command)
+            elif isinstance(command, RunCancel):
+                self._spawn(nursery, command_id, functools.partial(self._cancel_run, command))
+            else:
+                self._spawn(nursery, command_id, self._state)
+
+    # --- commands that wait: bounded tasks of the connection's nursery
+
+    def _spawn(
+        self,
+        nursery: trio.Nursery,
+        command_id: int,
+        work: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> None:
+        if self._is_at_its_cap(command_id):
+            return
+        self._waiting_commands += 1
+        nursery.start_soon(self._answer, command_id, work)
+
+    def _is_at_its_cap(self, command_id: int) -> bool:
+        """Whether too many commands wait already; says so to the client."""
+        if self._waiting_commands < _COMMANDS_AT_ONCE:
+            return False
+        message = f"{_COMMANDS_AT_ONCE} commands of this connection are under way already"
+        self._reply(replies.error(command_id, "limit_exceeded", message, retry_after=1.0))
+        return True
+
+    async def _answer(self, command_id: int, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        try:
+            self._reply(replies.success(command_id, await work()))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the peer is gone, which the reader finds out by itself
+        except Exception as error:  # noqa: BLE001  boundary: one command
+            self._reply_failure(command_id, error)
+        finally:
+            self._waiting_commands -= 1
+
+    async def _start_run(self, nursery: trio.Nursery, command_id: int, command: RunStart) -> None:
+        if self._is_at_its_cap(command_id):
+            return
+        try:
+            context = UserExecutionContext.from_request(
+                user_id=self._user_id,
+                thread_id=self._thread_id,
+                metadata=command.metadata,
+            )
+            messages = tuple(message.to_message() for message in command.input.messages)
+            supervisor = self._services.supervisor
+            run = await supervisor.submit(context, command.assistant_id, messages)
+        except Exception as error:  # noqa: BLE001  boundary: one command
+            self._reply_failure(command_id, error)
+            return
+        self._spawn(nursery, command_id, functools.partial(self._accepted, run))
+
+    async def _accepted(self, run: Run) -> dict[str, Any]:
+        await run.accepted()
+        ahead = 0
+        for other in self._services.supervisor.runs(self._user_id, self._thread_id):
+            if other is run:
+                break
+            ahead += 1
+        return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}
+
+    async def _cancel_run(self, command: RunCancel) -> dict[str, Any]:
+        run = self._services.supervisor.find(self._user_id, command.run_id)
+        if run is not None and run.thread_id == self._thread_id:
+            run.cancel(command.reason)
+            if not command.wait:
+                return {"run_id": run.run_id, "status": "cancelling"}
+            outcome = await run.concluded()
+            return {
+                "run_id": run.run_id,
+                "status": outcome.status,
+                "receipt": outcome.receipt.to_dict(),
+            }
+        record = await self._services.store.run(self._user_id, command.run_id)
+        if record is None or record.thread_id != self._thread_id:
+            msg = "there is no such run on this thread"
+            raise WireError(msg, code="no_such_run", id=None)
+        return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
+
+    async def _state(self) -> dict[str, Any]:
+        # One at a time, and only once what was answered before is on its way: each may be
+        # megabytes long, and who asks need not be one who reads.
+        async with self._state_turn:
+            await self._outbox.relieved()
+            stored = await self._services.store.messages(self._user_id, self._thread_id)
+        return {"values": {"messages": [item.message for item in stored]}}
+
+    # --- the subscription
+
+    def _subscribe(self, nursery: trio.Nursery, command_id: int, command: Subscribe) -> None:
+        if self._subscription is not None:
+            message = "this socket is subscribed already; unsubscribe first, or open another"
+            self._reply(replies.error(command_id, "invalid_argument", message))
+            return
+        scope = trio.CancelScope()
+        self._subscription = (new_id()[:12], scope)
+        nursery.start_soon(self._follow, command_id, command, self._subscription)
+
+    def _unsubscribe(self, command_id: int, command: Unsubscribe) -> None:
+        if self._subscription is None or self._subscription[0] != command.subscription_id:
+            message = "there is no such subscription on this socket"
+            self._reply(replies.error(command_id, "no_such_subscription", message))
+            return
+        self._subscription[1].cancel()
+        self._reply(replies.success(command_id, {}))
+
+    async def _follow(
+        self,
+        command_id: int,
+        command: Subscribe,
+        subscription: tuple[str, trio.CancelScope],
+    ) -> None:
+        """Send the thread's events as they become visible: the sender of this subscription."""
+        subscription_id, scope = subscription
+        journals = self._services.supervisor.journals
+        answered = False
+        try:
+            with scope:
+                async with journals.attached(self._user_id, self._thread_id) as journal:
+                    since, reset = start_of(journal, command)
+                    result = {
+                        "subscription_id": subscription_id,
+                        "epoch": journal.epoch,
+                        "since": since,
+                        "replayed_events": journal.visible - since,
+                        **({"reset": True} if reset else {}),
+                    }
+                    self._reply(replies.success(command_id, result))
+                    answered = True
+                    await self._send_events(journal, since)
+        except ThreadDeletedError as error:
+            self._reply(replies.error(None, "no_such_thread", str(error)))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the peer is gone, which the reader finds out by itself
+        except Exception as error:  # noqa: BLE001  boundary: one command
+            if not answered:
+                self._reply_failure(command_id, error)
+                return
+            # Never a silent gap: the client comes back and resumes from what it has.
+            _log.error("a subscription failed", exc_info=error)
+            await _close(self._socket, codes.OUR_FAULT, "the event log cannot be read just now")
+        finally:
+            self._subscription = None
+            self._caught_up = lambda: True
+            self._progress.unpark_all()
+
+    async def _send_events(self, journal: Journal, after: int) -> None:
+        sent = after
+        self._caught_up = lambda: sent >= journal.visible
+        while True:
+            entries = await journal.read(after=sent)
+            await self._outbox.relieved()
+            self._outbox.post(b"".join([text_frame(entry.data) for entry in entries]))
+            sent = entries[-1].seq
+            self._progress.unpark_all()
+
+    # --- the connection's own life
+
+    async def _keep_alive(self, connection: trio.CancelScope) -> None:
+        while True:
+            await trio.sleep(PING_INTERVAL)
+            try:
+                with trio.fail_after(PING_INTERVAL):
+                    await self._socket.ping()
+            except (trio.TooSlowError, ConnectionClosed):
+                connection.cancel()
+                return
+
+    async def _say_goodbye(self, connection: trio.CancelScope) -> None:
+        await self._services.leaving.wait()
+        with trio.move_on_after(_LAST_WORD_TIMEOUT):
+            while not self._caught_up():
+                await self._progress.park()
+            await self._outbox.flushed()
+        await _close(self._socket, codes.DRAINING, "the server is shutting down")
+        connection.cancel()
+
+    def _reply(self, reply: bytes) -> None:
+        try:
+            self._outbox.post(text_frame(reply))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # nobody is there to be told; the reader ends the connection
+
+    def _reply_failure(self, command_id: int, error: Exception) -> None:
+        if isinstance(error, WireError):
+            self._reply(replies.error(command_id, error.code, error.message))
+            return
+        code = replies.code_of(error)
+        if code is None:
+            reference = new_id()[:12]
+            _log.error("a command failed", exc_info=error, extra={"correlation_id": reference})
+            message = f"the server failed at this command; reference: {reference}"
+            self._reply(replies.error(command_id, "unknown_error", message))
+            return
+        retry_after = getattr(error, "retry_after", None)
+        self._reply(replies.error(command_id, code, str(error), retry_after=retry_after))
+
+
+def start_of(journal: Journal, command: Subscribe) -> tuple[int, bool]:
+    """After which `seq` a subscription begins, and whether the client must start over.
+
+    It must when its position was counted in another epoch, or lies beyond the log's end: what
+    it saw may not be what is stored.
+    """
+    stale = command.epoch is not None and command.epoch != journal.epoch
+    if command.since and (stale or command.since > journal.last_seq):
+        return 0, True
+    return command.since, False
+
+
+async def _close(socket: WebSocketConnection, code: int, reason: str) -> None:
+    with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+        await socket.aclose(code, reason)

@@ -1,0 +1,1 @@
+"""The wire, without I/O: what clients may say, what they are answered, and how it is framed."""

@@ -1,0 +1,158 @@
+"""What a client may say: `{"id": 7, "method": "run.start", "params": {...}}`.
+
+The commands follow the Agent Streaming Protocol (the `langchain-protocol` package); what is
+ours beside it is written down in docs/wire.md. Decoding is pure and answers with a struct or
+with a `WireError` that is ready to be sent back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from creche import InvalidContextError, MessageId, RunId, UserMessage, new_id
+from creche_server.wire.replies import ErrorCode
+
+MAX_COMMAND_BYTES: Final = 1024 * 1024
+
+
+class WireError(Exception):
+    """A frame that is no command; `id` is the frame's own, where it could be read."""
+
+    def __init__(self, message: str, *, code: ErrorCode, id: int | None) -> None:  # noqa: A002
+        super().__init__(message)
+        self.message = message
+        self.code: ErrorCode = code
+        self.id = id
+
+
+class Subscribe(msgspec.Struct, frozen=True):
+    """Send me this thread's events, from the one after `since` on."""
+
+    channels: tuple[str, ...] = ()  # of no meaning under ag-ui.v1
+    since: int = 0
+    epoch: str | None = None  # the one that `since` was counted in
+
+
+class Unsubscribe(msgspec.Struct, frozen=True):
+    subscription_id: str
+
+
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+
+
+class InputMessage(msgspec.Struct, frozen=True):
+    """A message of the person's; other roles are not a client's to speak for."""
+
+    content: str | tuple[TextPart, ...]
+    role: Literal["user"] = "user"
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+
+    def to_message(self) -> UserMessage:
+        words = (
+            self.content
+            if isinstance(self.content, str)
+            else "".join(part.text for part in self.content)
+        )
+        return UserMessage(id=MessageId(self.id or new_id()), content=words)
+
+
+class RunInput(msgspec.Struct, frozen=True):
+    messages: tuple[InputMessage, ...]
+
+
+class RunStart(msgspec.Struct, frozen=True):
+    """Run an agent on this thread. On a busy thread the run waits for its turn."""
+
+    input: RunInput
+    assistant_id: str = "assistant"
+    metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    # The only ones that there are so far; a client that asks for another is told so.
+    multitask_strategy: Literal["enqueue"] = "enqueue"
+    on_disconnect: Literal["continue"] = "continue"
+
+
+class RunCancel(msgspec.Struct, frozen=True):
+    """End a run. With `wait` the reply comes when it has ended, with its receipt."""
+
+    run_id: RunId
+    wait: bool = False
+    reason: Literal["user"] = "user"
+
+
+class StateGet(msgspec.Struct, frozen=True):
+    """Tell me the thread's messages."""
+
+
+Command = Subscribe | Unsubscribe | RunStart | RunCancel | StateGet
+
+COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
+    {
+        "subscription.subscribe": Subscribe,
+        "subscription.unsubscribe": Unsubscribe,
+        "run.start": RunStart,
+        "run.cancel": RunCancel,
+        "state.get": StateGet,
+    },
+)
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    id: int
+    method: str
+    params: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: int | None = None
+
+
+_envelope: Final = msgspec.json.Decoder(_Envelope)
+
+
+def decode_command(frame: str | bytes) -> tuple[int, Command]:
+    """A text frame as its id and its command. Raises WireError."""
+    if isinstance(frame, bytes):
+        msg = "commands are text frames, and this is a binary one"
+        raise WireError(msg, code="invalid_argument", id=None)
+    try:
+        envelope = _envelope.decode(frame)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        msg = f"this is no command: {error}"
+        raise WireError(msg, code="invalid_argument", id=_id_of(frame)) from None
+    kind = COMMANDS.get(envelope.method)
+    if kind is None:
+        msg = f"there is no command {envelope.method[:64]!r} (there is {', '.join(COMMANDS)})"
+        raise WireError(msg, code="unknown_command", id=envelope.id)
+    try:
+        command = msgspec.json.decode(envelope.params, type=kind)
+        check_command(command)
+    except RecursionError:
+        msg = f"{envelope.method}: this is nested too deeply"
+        raise WireError(msg, code="invalid_argument", id=envelope.id) from None
+    except (msgspec.DecodeError, UnicodeError, InvalidContextError, ValueError) as error:
+        msg = f"{envelope.method}: {error}"
+        raise WireError(msg, code="invalid_argument", id=envelope.id) from None
+    return envelope.id, command
+
+
+def check_command(command: Command) -> None:
+    """What the types do not say. Raises ValueError."""
+    if isinstance(command, Subscribe) and command.since < 0:
+        msg = "`since` is the seq of the last event you have, 0 for none"
+        raise ValueError(msg)
+    if isinstance(command, RunStart) and not command.input.messages:
+        msg = "`input.messages` must have at least one message"
+        raise ValueError(msg)
+
+
+def _id_of(frame: str) -> int | None:
+    """The id of a frame that is otherwise wrong, so that the client can tell which it was."""
+    try:
+        return msgspec.json.decode(frame, type=_Named).id
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None

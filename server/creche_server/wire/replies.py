@@ -1,0 +1,78 @@
+"""What a command is answered: `success` with a result, or `error` with a code and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import msgspec
+
+from creche import (
+    CrecheError,
+    DrainingError,
+    InvalidContextError,
+    LimitExceededError,
+    RunError,
+    StoreUnavailableError,
+    UnknownAgentError,
+)
+
+# The first ones are the Agent Streaming Protocol's, the last four our extensions.
+ErrorCode = Literal[
+    "invalid_argument",
+    "unknown_command",
+    "unknown_error",
+    "no_such_run",
+    "no_such_subscription",
+    "not_supported",
+    "no_such_thread",
+    "limit_exceeded",
+    "draining",
+    "unavailable",
+]
+
+_encoder: Final = msgspec.json.Encoder()
+
+_CODES: Final[Mapping[type[Exception], ErrorCode]] = MappingProxyType(
+    {
+        UnknownAgentError: "invalid_argument",
+        InvalidContextError: "invalid_argument",
+        ValueError: "invalid_argument",
+        DrainingError: "draining",
+        LimitExceededError: "limit_exceeded",
+        StoreUnavailableError: "unavailable",
+        RunError: "unknown_error",
+        CrecheError: "unknown_error",
+    },
+)
+
+
+def success(id: int, result: Mapping[str, Any]) -> bytes:  # noqa: A002  the wire's own word
+    """The command did what it was asked, durably where that matters."""
+    return _encoder.encode({"type": "success", "id": id, "result": result})
+
+
+def error(
+    id: int | None,  # noqa: A002  the wire's own word
+    code: ErrorCode,
+    message: str,
+    *,
+    retry_after: float | None = None,
+) -> bytes:
+    """The command did nothing. `retry_after` is in seconds, where waiting helps."""
+    reply: dict[str, Any] = {"type": "error", "id": id, "error": code, "message": message}
+    if retry_after is not None:
+        reply["retry_after"] = retry_after
+    return _encoder.encode(reply)
+
+
+def code_of(problem: Exception) -> ErrorCode | None:
+    """The code for an error that may be told; None for one that may not."""
+    if isinstance(problem, ValueError) and not isinstance(problem, CrecheError):
+        # Ours are plain ones; those of libraries are kinds of it, and not meant for clients.
+        return "invalid_argument" if type(problem) is ValueError else None
+    for kind in type(problem).__mro__:
+        if kind in _CODES:
+            return _CODES[kind]
+    return None

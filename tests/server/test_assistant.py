@@ -1,0 +1,123 @@
+"""The default agent's tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from sqlalchemy import text
+from tests.server.running import PATIENCE
+from tests.small_world import agent_of, context, infrastructure
+from trio.testing import wait_all_tasks_blocked
+
+from creche import RunContext, RunError, open_supervisor
+from creche_server.assistant import calculator, clock, history_tool
+from creche_server.database import open_database
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("37 * 91", "3367"),
+        ("sqrt(2)", "1.4142135623730951"),
+        ("2 ^ 10", "1024"),
+        ("6 / 3", "2"),
+        ("7 // 2", "3"),
+        ("round(2.5)", "2"),
+        ("max(1, 2, 3) - min(4, 5)", "-1"),
+        ("factorial(20)", "2432902008176640000"),
+        ("pi", "3.141592653589793"),
+        ("1e300 * 10", "1e+301"),
+        ("0.1 + 0.2", "0.30000000000000004"),
+    ],
+)
+def test_the_calculator_is_right(expression: str, value: str) -> None:
+    assert calculator.function(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "1 +",
+        "1 / 0",
+        "import os",
+        "__import__('os')",
+        "().__class__.__mro__",
+        "[].append(1)",
+        "(lambda: 1)()",
+        "open('/etc/passwd')",
+        "factorial(10 ** 9)",
+        "factorial(-1)",
+        "factorial(1.5)",
+        "10 ** 10 ** 10",
+        "'x' * 10 ** 9",
+        "[0] * 10 ** 9",
+        "1 << 10 ** 9",
+        "sqrt(-1)",
+        "log(0)",
+        "(" * 500 + "1" + ")" * 500,
+        "1" * 5000,
+        "factorial(1000) * factorial(1000) * factorial(1000)",
+    ],
+)
+def test_the_calculator_says_what_it_will_not_do(expression: str) -> None:
+    with pytest.raises(RunError, match="cannot be calculated"):
+        calculator.function(expression)
+
+
+async def test_the_clock_knows_where() -> None:
+    assert (await clock.function("UTC")).endswith("UTC")
+    assert "Tokyo" not in await clock.function("Asia/Tokyo")
+    for zone in ("Mars/Olympus", "", "../../etc/passwd", "/etc/passwd", "\0", "x" * 9999):
+        with pytest.raises(RunError, match="no time zone"):
+            await clock.function(zone)
+
+
+async def test_a_search_that_fails_tells_nothing_of_the_inside(tmp_path: Path) -> None:
+    """A tool's failure is read by the model and by the client."""
+    async with open_database(f"sqlite:///{tmp_path / 'x.db'}") as broken:
+        with broken._writing.begin() as connection:
+            connection.execute(text("ALTER TABLE messages RENAME TO gone"))
+        told: list[str] = []
+
+        async def ask(run: RunContext) -> None:
+            told.append((await run.call_tool("search_history", {"query": "canary"})).content)
+
+        tools = (history_tool(broken),)
+        async with open_supervisor(
+            infrastructure(tools=tools, ask=agent_of(ask, tools)),
+        ) as supervisor:
+            with trio.fail_after(PATIENCE):
+                await (await supervisor.start(context(), "ask", "x")).ended()
+    assert told[0].startswith("Error")
+    assert "SELECT" not in told[0]
+    assert "sqlite" not in told[0].lower()
+
+
+async def test_a_search_finds_nothing_of_anybody_else(tmp_path: Path) -> None:
+    async with open_database(f"sqlite:///{tmp_path / 'x.db'}") as store:
+        found: dict[str, list[str]] = {}
+        tools = (history_tool(store),)
+
+        async def ask(run: RunContext) -> None:
+            await run.emit.text(f"the answer for {run.context.user_id}")
+            result = await run.call_tool("search_history", {"query": "answer"})
+            found.setdefault(run.context.user_id, []).append(result.content)
+
+        made = infrastructure(store=store, tools=tools, ask=agent_of(ask, tools))
+        async with open_supervisor(made) as supervisor, trio.open_nursery() as nursery:
+            for user in ("ada", "bob"):
+
+                async def use(user: str = user) -> None:
+                    for _ in range(2):
+                        run = await supervisor.start(context(user), "ask", "what is the answer?")
+                        await run.ended()
+
+                nursery.start_soon(use)
+            await wait_all_tasks_blocked()
+    for user, other in (("ada", "bob"), ("bob", "ada")):
+        assert found[user][0] == "[]"
+        assert f"the answer for {user}" in found[user][1]
+        assert other not in "".join(found[user])

@@ -1,0 +1,553 @@
+"""The command line, as somebody at a terminal meets it: real processes, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from tests.server.processes import (
+    COMMAND,
+    START_TIMEOUT,
+    ServerProcess,
+    environment,
+    open_creche,
+    run_creche,
+    started_creche,
+)
+from tests.server.running import Server
+
+from creche_server.cli.app import app
+
+AGENTS = '''
+import trio
+
+class Slow:
+    """Says a word now and then."""
+
+    async def run(self, run):
+        for number in range(1000):
+            await run.emit.text(f"word{number} ")
+            await trio.sleep(0.05)
+
+class Stubborn:
+    """Does not end when it is told to."""
+
+    async def run(self, run):
+        await run.emit.text("here to stay")
+        with trio.CancelScope(shield=True):
+            await trio.sleep(600)
+
+agents = {"slow": Slow, "stubborn": Stubborn}
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server of this module works, on `data`."""
+    found = tmp_path_factory.mktemp("served")
+    (found / "mine.py").write_text(AGENTS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    """A server process with two agents of its own, for all tests that leave it alive."""
+    with started_creche(folder / "data", "mine:agents") as found:
+        yield found
+
+
+@pytest.fixture
+async def creche(tmp_path: Path) -> AsyncIterator[ServerProcess]:
+    """A server process with two agents of its own, for a test that ends it."""
+    (tmp_path / "mine.py").write_text(AGENTS)
+    async with open_creche(tmp_path / "data", "mine:agents", cwd=tmp_path) as process:
+        yield process
+
+
+class CommandLine:
+    """`creche` in this process: its exit code and its stderr; where many cases are tried."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.printed = ""
+
+    def __call__(self, *arguments: str) -> tuple[object, str]:
+        code: object
+        try:
+            code = app(list(arguments))
+        except SystemExit as leaving:
+            code = leaving.code
+        self.printed, said = self._capsys.readouterr()
+        return code or 0, said
+
+
+@pytest.fixture
+def command_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[CommandLine]:
+    """What the command changes of the process is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield CommandLine(capsys)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    sys.modules.pop("mine", None)
+
+
+def told(result: subprocess.CompletedProcess[bytes]) -> str:
+    """What it said on stderr, which must be sentences and no traceback."""
+    text = result.stderr.decode()
+    assert "Traceback" not in text, text
+    return text
+
+
+class TestServe:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    async def test_ends_in_order_at_a_signal(
+        self,
+        creche: ServerProcess,
+        number: signal.Signals,
+    ) -> None:
+        async with creche.server.chat() as chat:
+            await chat.subscribe()
+            await chat.run("tokens=2")
+            creche.send(number)
+            assert await creche.ended() == 0
+            assert (await chat.end())[0] == 1012
+        lines = creche.errors().splitlines()
+        assert lines, "it says that it goes"
+        for line in lines:
+            assert json.loads(line)["level"] == "info", line
+        assert signal.Signals(number).name in lines[0]
+        assert not (creche.server.settings.data / "server.json").exists()
+
+    async def test_ends_at_once_at_a_second_signal(self, tmp_path: Path) -> None:
+        env = {"CRECHE_SHUTDOWN_TIMEOUT": "60"}
+        async with open_creche(tmp_path / "data", env=env) as creche:
+            async with creche.server.chat() as chat:
+                await chat.subscribe()
+                run_id = await chat.start("hang")
+                await chat.until(lambda: chat.seen("RUN_STARTED"))
+                creche.send(signal.SIGTERM)
+                with trio.fail_after(10):
+                    while "shutting down" not in creche.errors():
+                        await trio.sleep(0.01)
+                creche.send(signal.SIGTERM)
+                assert await creche.ended(within=8) == 0
+                assert (await chat.finished(run_id))["outcome"] == {"type": "cancelled"}
+
+    async def test_ends_in_its_time_although_a_run_does_not(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(AGENTS)
+        env = {"CRECHE_SHUTDOWN_TIMEOUT": "2", "CRECHE_CLEANUP_TIMEOUT": "0.2"}
+        async with open_creche(tmp_path / "data", "mine:agents", env=env) as creche:
+            async with creche.server.chat() as chat:
+                await chat.subscribe()
+                await chat.start("go", "stubborn")
+                await chat.until(lambda: chat.seen("TEXT_MESSAGE_CONTENT"))
+                creche.send(signal.SIGTERM)
+                assert await creche.ended(within=6) == 1
+            assert "not everything ended" in creche.errors()
+            assert "Traceback" not in creche.errors()
+        async with open_creche(tmp_path / "data", cwd=tmp_path) as again:
+            async with again.server.http() as http:
+                history = (await http.get("/threads/thread-a/history")).json()
+        assert history[0]["metadata"]["status"] in {"lost", "cancelled"}
+
+    async def test_on_a_taken_port_says_so(self, tmp_path: Path) -> None:
+        with contextlib.closing(socket.socket()) as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            result = await run_creche(
+                *("serve", "--model", "scripted", "--port", str(port), "--data", "d"),
+                cwd=tmp_path,
+            )
+        assert result.returncode == 1
+        assert told(result) == f"creche: port {port} is taken; choose another with --port\n"
+        assert result.stdout == b""
+
+    async def test_beside_another_says_where_that_is(self, server: Server, folder: Path) -> None:
+        result = await run_creche("serve", "--port", "0", "--data", "data", cwd=folder)
+        assert result.returncode == 1
+        (line,) = told(result).splitlines()
+        assert server.url in line
+        assert "another server" in line
+
+    async def test_with_a_configuration_that_is_wrong_ends_with_2(self, tmp_path: Path) -> None:
+        (tmp_path / "creche.toml").write_text("prot = 1\n")
+        result = await run_creche("serve", cwd=tmp_path)
+        assert result.returncode == 2
+        (line,) = told(result).splitlines()
+        assert "prot" in line
+
+    @pytest.mark.parametrize(
+        ("arguments", "file", "env", "word"),
+        [
+            (["--port", "99999"], "", {}, "port"),
+            ([], "prot = 1\n", {}, "prot"),
+            ([], "port = 'x'\n", {}, "port"),
+            ([], "port = \n", {}, "creche.toml"),
+            ([], "", {"CRECHE_PORT": "many"}, "port"),
+            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "log_level"),
+            ([], "", {"CRECHE_ORIGINS": "http://x"}, "origins"),
+        ],
+    )
+    def test_with_a_configuration_that_is_wrong_says_where(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        file: str,
+        env: dict[str, str],
+        word: str,
+    ) -> None:
+        if file:
+            Path("creche.toml").write_text(file)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        code, said = command_line("serve", *arguments)
+        assert code == 2
+        (line,) = said.splitlines()
+        assert line.startswith("creche: ")
+        assert word in line
+
+    @pytest.mark.parametrize(
+        ("arguments", "word"),
+        [
+            (["nowhere:agents"], "nowhere"),
+            (["mine"], "MODULE:NAME"),
+            (["mine:nothing"], "nothing"),
+            (["--model", "oracle"], "oracle"),
+            (["--model", "openai:"], "openai"),
+            (["--database", "nonsense"], "database"),
+            (["--database", "mysql://x/y"], "database"),
+            (["--database", "sqlite:////proc/nope/x.db"], "/proc"),
+            (["--database", "postgresql://nobody:secret-word@127.0.0.1:1/x"], "database"),
+            (["--host", "256.256.256.256"], ""),
+            (["--data", "/proc/nope"], "/proc"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_that_cannot_start_says_why(
+        self,
+        command_line: CommandLine,
+        arguments: list[str],
+        word: str,
+    ) -> None:
+        Path("mine.py").write_text(AGENTS)
+        options = [] if "--model" in arguments else ["--model", "scripted"]
+        code, said = command_line("serve", *arguments, *options, "--port", "0")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith("creche: ")
+        assert word in line
+        assert "secret-word" not in line
+
+    def test_with_a_damaged_key_says_so(self, command_line: CommandLine) -> None:
+        Path("key").write_bytes(b"short")
+        code, said = command_line("serve", "--model", "scripted", "--port", "0", "--data", ".")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert "damaged" in line
+
+    async def test_serves_agents_of_ones_own(self, server: Server) -> None:
+        async with server.http() as http:
+            found = (await http.post("/agents/search")).json()
+        assert [agent["name"] for agent in found] == ["slow", "stubborn", "assistant"]
+
+
+class TestChat:
+    async def test_answers_a_question(self, server: Server, folder: Path) -> None:
+        result = await run_creche(
+            *("chat", "tokens=3", "--agent", "assistant", "--data", "data"),
+            cwd=folder,
+        )
+        assert result.returncode == 0
+        assert result.stdout.decode().split() == ["tok0", "tok1", "tok2"]
+        assert "Traceback" not in result.stderr.decode()
+
+    async def test_shows_tools_beside_the_answer(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        question = 'tokens=1 tool=calculator:{"expression":"6*7"}'
+        result = await run_creche(
+            *("chat", question, "--agent", "assistant", "--data", "data"),
+            cwd=folder,
+        )
+        assert result.returncode == 0
+        assert result.stdout.decode().split() == ["42", "tok0"]
+        assert "calculator" in told(result)
+        assert "42" in told(result)
+
+    async def test_goes_on_with_a_thread(self, server: Server, folder: Path) -> None:
+        common = ("--thread", "t", "--agent", "assistant", "--data", "data")
+        first = await run_creche("chat", "tokens=1 first [bold]words[/bold]", *common, cwd=folder)
+        second = await run_creche("chat", "tokens=2 second words", *common, cwd=folder)
+        assert (first.returncode, second.returncode) == (0, 0)
+        shown = second.stdout.decode()
+        assert "tokens=1 first [bold]words[/bold]" in shown
+        assert shown.index("first") < shown.index("tok1")
+        async with server.http("local") as http:
+            history = (await http.get("/threads/t/history")).json()
+        assert len(history) == 2
+
+    async def test_talks_until_the_input_ends(self, server: Server, folder: Path) -> None:
+        result = await run_creche(
+            *("chat", "--agent", "assistant", "--data", "data"),
+            cwd=folder,
+            stdin=b"tokens=1\n\ntokens=2\n",
+        )
+        assert result.returncode == 0
+        assert result.stdout.decode().split() == ["tok0", "tok0", "tok1"]
+        assert re.search(r"creche chat --thread [0-9a-f]{32}", told(result))
+
+    async def test_tells_a_failure_and_exits_with_1(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        result = await run_creche(
+            *("chat", "tokens=2 fail=no luck today", "--agent", "assistant", "--data", "data"),
+            cwd=folder,
+        )
+        assert result.returncode == 1
+        assert "no luck today" in told(result)
+
+    async def test_with_an_unknown_agent_says_which_there_are(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        result = await run_creche("chat", "x", "--agent", "nobody", "--data", "data", cwd=folder)
+        assert result.returncode == 1
+        assert "assistant" in told(result)
+
+    @pytest.mark.parametrize("command", [["chat", "hello"], ["chat"], ["link"]])
+    def test_without_a_server_says_how_to_start_one(
+        self,
+        command_line: CommandLine,
+        command: list[str],
+    ) -> None:
+        code, said = command_line(*command)
+        assert code == 1
+        (line,) = said.splitlines()
+        assert "creche serve" in line
+
+    async def test_of_a_server_that_was_killed_says_that_it_does_not_answer(
+        self,
+        creche: ServerProcess,
+        tmp_path: Path,
+    ) -> None:
+        creche.send(signal.SIGKILL)
+        await creche.ended()
+        for command in (("chat", "hello"), ("link",)):
+            result = await run_creche(*command, "--data", "data", cwd=tmp_path)
+            assert result.returncode == 1
+            (line,) = told(result).splitlines()
+            assert creche.server.url in line
+
+    async def test_says_so_when_the_server_goes_in_the_middle(
+        self,
+        creche: ServerProcess,
+        tmp_path: Path,
+    ) -> None:
+        async with talking("chat", "go", "--agent", "slow", "--data", "data", cwd=tmp_path) as chat:
+            await chat.until(b"word1 ")
+            creche.send(signal.SIGKILL)
+            assert await chat.ended() == 1
+            assert b"Traceback" not in chat.shown
+            assert b"closed the connection" in chat.shown
+
+    @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+    async def test_at_an_interrupt_stops_the_run_itself(
+        self,
+        server: Server,
+        folder: Path,
+        terminal: bool,
+    ) -> None:
+        thread = f"interrupted {terminal}"
+        arguments = ("chat", "go", "--thread", thread, "--agent", "slow", "--data", "data")
+        async with talking(*arguments, cwd=folder, terminal=terminal) as chat:
+            await chat.until(b"word1 ")
+            await chat.interrupt()
+            assert await chat.ended() == 130
+            assert b"Traceback" not in chat.shown
+            assert b"stopped" in chat.shown
+        async with server.http("local") as http:
+            (run,) = (await http.get(f"/threads/{thread}/history")).json()
+        assert run["metadata"]["status"] == "cancelled"
+        assert run["metadata"]["reason"] == "user"
+
+    async def test_on_a_terminal_asks_answers_and_leaves(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        arguments = ("chat", "--agent", "slow", "--data", "data")
+        async with talking(*arguments, cwd=folder, terminal=True) as chat:
+            await chat.until(b"you")
+            await chat.type(b"go on\r")
+            await chat.until(b"word1 ")
+            await chat.interrupt()  # stops the answer, not the conversation
+            await chat.until(b"stopped")
+            await chat.until(b"you", after=chat.shown.index(b"stopped"))
+            await chat.type(b"\x04")  # ^D
+            await chat.ended()
+            assert b"Traceback" not in chat.shown
+            assert b"creche chat --thread" in chat.shown
+
+
+class TestToken:
+    async def test_speaks_for_a_user(self, server: Server, folder: Path) -> None:
+        result = await run_creche("token", "--user", "zoë", "--data", "data", cwd=folder)
+        assert (result.returncode, told(result)) == (0, "")
+        token = result.stdout.decode().strip()
+        assert server.auth.check_token(token) == "zoë"
+        headers = {"Authorization": f"Bearer {token}"}
+        async with server.http(None) as http:
+            assert (await http.get("/threads", headers=headers)).status_code == 200
+
+    async def test_that_is_expired_is_one(self, server: Server, folder: Path) -> None:
+        result = await run_creche(
+            *("token", "--user", "ada", "--days", "-1", "--data", "data"),
+            cwd=folder,
+        )
+        if result.returncode == 0:
+            headers = {"Authorization": f"Bearer {result.stdout.decode().strip()}"}
+            async with server.http(None) as http:
+                assert (await http.get("/threads", headers=headers)).status_code == 401
+        else:
+            assert told(result)
+
+    @pytest.mark.parametrize("user", ["", "none", "a\nb"])
+    def test_for_nobody_is_refused(self, command_line: CommandLine, user: str) -> None:
+        code, said = command_line("token", "--user", user)
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith("creche: user_id")
+
+
+async def test_a_link_opens_the_page(server: Server, folder: Path) -> None:
+    result = await run_creche("link", "--data", "data", cwd=folder)
+    assert (result.returncode, told(result)) == (0, "")
+    async with server.http(None) as http:
+        assert (await http.get(result.stdout.decode().strip())).status_code == 303
+        assert (await http.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["chat", "--help"]])
+def test_help_is_given(
+    command_line: CommandLine,
+    arguments: list[str],
+) -> None:
+    code, said = command_line(*arguments)
+    assert (code, said) == (0, "")
+    assert "Usage" in command_line.printed
+
+
+class Talk:
+    """A process that is talked to while it runs."""
+
+    def __init__(self, process: trio.Process, ours: int | None) -> None:
+        self.shown = b""
+        self._process = process
+        self._ours = ours  # the terminal's other side
+        self._more = trio.Event()
+
+    async def read(self, stream: trio.abc.ReceiveStream) -> None:
+        # A terminal whose last user is gone reads as an error on Linux.
+        with contextlib.suppress(OSError, trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                self.shown += data
+                self._more.set()
+                self._more = trio.Event()
+
+    async def until(self, wanted: bytes, *, after: int = 0) -> None:
+        try:
+            with trio.fail_after(START_TIMEOUT):
+                while wanted not in self.shown[after:]:
+                    await self._more.wait()
+        except trio.TooSlowError:
+            raise AssertionError(f"no {wanted!r} in {self.shown!r}") from None
+
+    async def type(self, keys: bytes) -> None:
+        assert self._ours is not None
+        os.write(self._ours, keys)
+        await trio.lowlevel.checkpoint()
+
+    async def interrupt(self) -> None:
+        """^C: on a terminal by its key, otherwise by its signal."""
+        if self._ours is not None:
+            await self.type(b"\x03")
+        else:
+            self._process.send_signal(signal.SIGINT)
+
+    async def ended(self) -> int:
+        with trio.fail_after(15):
+            code = await self._process.wait()
+        await trio.sleep(0.05)  # what is in the pipe or the terminal still comes
+        return code
+
+
+@contextlib.asynccontextmanager
+async def talking(*arguments: str, cwd: Path, terminal: bool = False) -> AsyncIterator[Talk]:
+    """A command that goes on; killed with the block, if it has not ended."""
+    ours: int | None = None
+    if terminal:
+        ours, theirs = pty.openpty()
+        process = await trio.lowlevel.open_process(
+            ["setsid", "--ctty", "--wait", *COMMAND, *arguments],
+            cwd=cwd,
+            env=environment(TERM="xterm", COLUMNS="100"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        streams: list[trio.abc.ReceiveStream] = [trio.lowlevel.FdStream(os.dup(ours))]
+    else:
+        process = await trio.lowlevel.open_process(
+            [*COMMAND, *arguments],
+            cwd=cwd,
+            env=environment(PYTHONUNBUFFERED="1"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        streams = [process.stdout, process.stderr]
+    talk = Talk(process, ours)
+    try:
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(talk.read, stream)
+            yield talk
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            if process.poll() is None:
+                process.kill()
+            await process.wait()
+            for stream in streams:
+                await stream.aclose()
+            if ours is not None:
+                os.close(ours)

@@ -1,0 +1,90 @@
+"""The README's programs, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def block(kind: str, name: str) -> str:
+    """The fenced block that follows `<!-- kind: name -->`."""
+    match = re.search(rf"<!-- {kind}: {re.escape(name)} -->\n```\w*\n(.*?)```", README, re.DOTALL)
+    assert match is not None, f"the README has no {kind} {name}"
+    return match[1]
+
+
+def commands_after(name: str) -> list[str]:
+    """The indented commands that follow a file's block."""
+    rest = README.split(f"<!-- file: {name} -->", 1)[1].split("```", 2)[2]
+    return [line.strip() for line in rest.split("\n\n")[1].splitlines()]
+
+
+def run(program: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        program,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_embedding_example_prints_what_the_readme_says(tmp_path: Path) -> None:
+    (tmp_path / "embedded.py").write_text(block("file", "embedded.py"))
+
+    done = run([sys.executable, "embedded.py"], tmp_path)
+
+    assert done.stderr == ""
+    assert done.stdout == block("output", "embedded.py")
+
+
+def test_the_embedding_example_needs_trio_and_msgspec_only(tmp_path: Path) -> None:
+    program = block("file", "embedded.py") + (
+        "\nimport sys\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & "
+        "{'creche_server', 'sqlalchemy', 'quart', 'hypercorn', 'pydantic', 'trio_websocket'}))\n"
+    )
+    (tmp_path / "embedded.py").write_text(program)
+
+    done = run([sys.executable, "embedded.py"], tmp_path)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_ten_line_agent_is_served_and_answers(tmp_path: Path) -> None:
+    """The server and the chat are started by the README's own commands."""
+    (tmp_path / "myapp.py").write_text(block("file", "myapp.py"))
+    serve, chat = commands_after("myapp.py")
+    assert serve.startswith("creche ")
+    assert chat.startswith("creche ")
+    creche = [sys.executable, "-m", "creche_server"]
+
+    with subprocess.Popen(
+        [*creche, *serve.split()[1:]],
+        cwd=tmp_path,
+        env={**os.environ, "CRECHE_MODEL": "scripted", "CRECHE_PORT": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("creche: listening on http://127.0.0.1:")
+            # The scripted model calls the README's tool; a real one decides by itself.
+            asked = 'tool=tell_stock:{"item": "apples"} tokens=0'
+            answered = run([*creche, *chat.split()[1:2], asked], tmp_path)
+        finally:
+            server.terminate()
+            _, log = server.communicate(timeout=20)
+
+    assert answered.stdout == "There are 12 of apples. \n"
+    assert "tell_stock" in answered.stderr
+    assert answered.returncode == 0
+    assert server.returncode == 0, log

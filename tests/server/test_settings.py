@@ -1,0 +1,96 @@
+"""Flags before environment before `creche.toml` before defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from creche import Limits
+from creche_server.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no creche.toml is, unless a test writes one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_any_configuration_there_are_defaults() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8000, "local")
+    assert settings.data == Path(".creche")
+    assert settings.database_url == "sqlite:///.creche/creche.db"
+    assert settings.limits == Limits()
+
+
+def test_a_flag_beats_the_environment_which_beats_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("creche.toml").write_text('port = 1\nhost = "file"\nuser = "file"\n')
+    monkeypatch.setenv("CRECHE_PORT", "2")
+    monkeypatch.setenv("CRECHE_HOST", "environment")
+    settings = load_settings(port=3, host=None)
+    assert (settings.port, settings.host, settings.user) == (3, "environment", "file")
+
+
+def test_a_flag_of_zero_is_a_flag() -> None:
+    assert load_settings(port=0).port == 0
+
+
+def test_every_limit_that_can_be_set_arrives() -> None:
+    settings = load_settings(
+        run_timeout=1,
+        tool_timeout=2,
+        cleanup_timeout=3,
+        runs_per_user=4,
+        runs_per_thread=5,
+    )
+    limits = settings.limits
+    assert (limits.run_timeout, limits.tool_timeout, limits.cleanup_timeout) == (1, 2, 3)
+    assert (limits.runs_per_user, limits.runs_per_thread) == (4, 5)
+
+
+def test_a_database_url_is_taken_as_it_is() -> None:
+    url = "postgresql://u:p@h/d"
+    assert load_settings(database=url).database_url == url
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("port", -1),
+        ("port", 65536),
+        ("port", "x"),
+        ("shutdown_timeout", 0),
+        ("shutdown_timeout", -1),
+        ("max_connections", 0),
+        ("max_connections_per_user", 0),
+        ("runs_per_user", 0),
+        ("log_level", "loud"),
+        ("no_such_setting", 1),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(flag: str, value: object) -> None:
+    with pytest.raises(pydantic.ValidationError) as info:
+        load_settings(**{flag: value})
+    assert info.value.errors()[0]["loc"] == (flag,)
+
+
+def test_a_name_that_there_is_none_of_is_refused_in_the_file() -> None:
+    Path("creche.toml").write_text("prot = 8001\n")
+    with pytest.raises(pydantic.ValidationError, match="prot"):
+        load_settings()
+
+
+@pytest.mark.parametrize("user", ["", " ", "none", "a\nb"])
+def test_a_user_that_can_be_none_is_refused(user: str) -> None:
+    """Else the server starts, and its own link fails."""
+    with pytest.raises(pydantic.ValidationError):
+        load_settings(user=user)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(pydantic.ValidationError):
+        Settings().port = 1
