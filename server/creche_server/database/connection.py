@@ -18,6 +18,7 @@ from creche_server.database.store import SqlStore
 READERS: Final = 4  # hops that read at once; writing is one more, and one at a time
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_CONNECT_TIMEOUT: Final = 5  # seconds; a hop to a thread cannot be cut short
 _MIGRATION_LOCK: Final = 0x63726563  # any number that is ours alone; PostgreSQL only
 
 
@@ -45,6 +46,7 @@ def _opened(url: URL) -> Engine:
             pool_size=READERS + 1,
             max_overflow=0,
             pool_pre_ping=True,
+            connect_args={"connect_timeout": _CONNECT_TIMEOUT},
             hide_parameters=True,  # what people said is nothing for an error or a log
         )
     try:

@@ -16,7 +16,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, inspect, text
 from tests.server.database.postgres import new_database
-from tests.server.running import CommandError, open_server, settings_for
+from tests.server.running import CommandError, eventually, open_server, settings_for
 from tests.small_world import log_of
 from tests.store_contract import ADA, BOB, T1, StoreContract, chunk, commit, record, said
 
@@ -33,6 +33,7 @@ from creche import (
 )
 from creche_server.data_directory import AlreadyServedError
 from creche_server.database import SqlStore, open_database
+from creche_server.database.claim import open_claim
 from creche_server.database.connection import READERS, migrate
 from creche_server.database.tables import metadata
 from creche_server.serve import Stop, serve
@@ -313,6 +314,55 @@ def sql_rows(
         connection.execute("SELECT set_config('app.user_id', %s, true)", [user])
     cursor = connection.execute(statement.encode())
     return cursor.fetchall() if cursor.description else []
+
+
+class TestTheClaim:
+    """On PostgreSQL, where it is a connection's, and connections come and go."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def after_a_restart(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
+        """A connection that is made when all the others have just been broken."""
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+            yield connection
+
+    async def test_is_made_again_when_its_connection_is_lost(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as store, open_database(postgres_url) as other:
+            async with open_claim(store._engine, check_interval=0.02):
+                with self.after_a_restart(postgres_url) as connection:
+
+                    def held() -> bool:
+                        cursor = connection.execute(
+                            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND database = "
+                            "(SELECT oid FROM pg_database WHERE datname = current_database())",
+                        )
+                        return cursor.fetchone() is not None
+
+                    await eventually(held, "the claim is held")
+                with pytest.RaisesGroup(AlreadyServedError, allow_unwrapped=True):
+                    async with other.open_claim():
+                        pytest.fail("two servers on one database")
+
+    async def test_that_somebody_else_has_taken_meanwhile_ends_its_server(
+        self,
+        postgres_url: str,
+    ) -> None:
+        async with open_database(postgres_url) as store, open_database(postgres_url) as other:
+            with trio.fail_after(10), pytest.RaisesGroup(AlreadyServedError):
+                async with open_claim(store._engine, check_interval=0.5):
+                    with self.after_a_restart(postgres_url):
+                        async with other.open_claim():
+                            await trio.sleep_forever()
+
+    async def test_is_given_back_with_its_block(self, postgres_url: str) -> None:
+        async with open_database(postgres_url) as store, open_database(postgres_url) as other:
+            for claimant in (store, other, store):
+                async with claimant.open_claim():
+                    pass
 
 
 class TestOnBoth:
