@@ -35,7 +35,8 @@ from creche._errors import (
 )
 from creche._grammar import Grammar
 from creche._infrastructure import Infrastructure
-from creche._journal import Entry, Journal, Journals, open_journals
+from creche._journal import Entry, Journal
+from creche._journals import Journals, open_journals
 from creche._limits import Limits
 from creche._messages import (
     AssistantMessage,

@@ -16,7 +16,8 @@ from creche._context import MessageId, UserExecutionContext, new_id
 from creche._emitter import EventEmitter, timestamp
 from creche._errors import CrecheError, RunError, StoreUnavailableError
 from creche._infrastructure import Infrastructure
-from creche._journal import Journal, open_journals
+from creche._journal import Journal
+from creche._journals import open_journals
 from creche._messages import Message, UserMessage, encode_message, text_of
 from creche._models import Usage
 from creche._redaction import printable, redact_text, redact_value

@@ -18,7 +18,8 @@ from creche._errors import (
     StoreUnavailableError,
 )
 from creche._infrastructure import Infrastructure
-from creche._journal import Entry, Journal, Journals, open_journals
+from creche._journal import Entry, Journal
+from creche._journals import Journals, open_journals
 from creche._messages import Message
 from creche._run import CancelReason, Run
 

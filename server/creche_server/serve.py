@@ -24,6 +24,7 @@ from creche import (
     open_journals,
     open_supervisor,
 )
+from creche_server.admission import Sockets
 from creche_server.assistant import Assistant, calculator, clock, history_tool
 from creche_server.auth import Auth
 from creche_server.data_directory import address_file, load_key, locked
@@ -34,7 +35,7 @@ from creche_server.models import open_models
 from creche_server.outbox import Flusher
 from creche_server.services import Services
 from creche_server.settings import Settings
-from creche_server.websocket import Sockets, serve_chat
+from creche_server.websocket import serve_chat
 
 _log: Final = logging.getLogger("creche.serve")
 

@@ -6,19 +6,16 @@ and a later connection resumes from the last `seq` that the client saw.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from creche import (
-    InvalidContextError,
     Journal,
     Run,
     ThreadDeletedError,
@@ -27,8 +24,7 @@ from creche import (
     UserId,
     new_id,
 )
-from creche._context import check_id
-from creche_server.auth import NotAuthenticatedError
+from creche_server.admission import RefusedError, Sockets, admit
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT
 from creche_server.outbox import Outbox
 from creche_server.services import Services
@@ -51,36 +47,6 @@ _HANDSHAKE_TIMEOUT: Final = 1.0  # seconds to make a handshake of bytes that are
 _COMMANDS_AT_ONCE: Final = 32  # that wait for something, of one connection
 _LAST_WORD_TIMEOUT: Final = 1.2  # seconds to pass on what is left, when the process goes
 _CLOSE_TIMEOUT: Final = 0.5  # seconds for the peer to answer a close frame
-
-
-class RefusedError(Exception):
-    """The connection is not let in; `code` is the close code that says why."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class Sockets:
-    """Counts each user's open sockets, for the cap on them; an entry *is* a block."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._open: dict[UserId, int] = {}
-
-    @contextlib.contextmanager
-    def held(self, user_id: UserId) -> Iterator[None]:
-        """One more socket of that user. Raises RefusedError past the cap."""
-        if self._open.get(user_id, 0) >= self._most:
-            raise RefusedError(codes.TOO_MANY, f"a user may have {self._most} connections open")
-        self._open[user_id] = self._open.get(user_id, 0) + 1
-        try:
-            yield
-        finally:
-            self._open[user_id] -= 1
-            if not self._open[user_id]:
-                del self._open[user_id]
 
 
 async def serve_chat(
@@ -117,31 +83,6 @@ async def serve_chat(
         except RefusedError as refusal:
             await _close(socket, refusal.code, refusal.message)
         nursery.cancel_scope.cancel()
-
-
-def admit(request: h11.Request, services: Services) -> tuple[UserId, ThreadId]:
-    """Who connects, to which of their threads. Raises RefusedError."""
-    headers = {name: value.decode("latin-1") for name, value in request.headers}
-    target = urlsplit(request.target.decode("ascii", "replace"))
-    if not services.auth.allows_origin(headers.get(b"origin"), headers.get(b"host")):
-        raise RefusedError(codes.FORBIDDEN, "pages from this origin may not connect")
-    try:
-        if b"authorization" in headers:
-            user_id = services.auth.check_authorization(headers[b"authorization"])
-        elif tickets := parse_qs(target.query).get("ticket"):
-            user_id = services.auth.use_ticket(tickets[0], "websocket")
-        else:
-            raise RefusedError(codes.UNAUTHORIZED, "a bearer token or a ticket is needed")
-    except NotAuthenticatedError as error:
-        raise RefusedError(codes.UNAUTHORIZED, str(error)) from None
-    match target.path.split("/"):
-        case ["", "threads", thread_id, "stream"] | ["", "threads", thread_id, "stream", "events"]:
-            try:
-                return user_id, ThreadId(check_id("thread_id", unquote(thread_id)))
-            except InvalidContextError as error:
-                raise RefusedError(codes.BAD_REQUEST, str(error)) from None
-        case _:
-            raise RefusedError(codes.BAD_REQUEST, "connect to /threads/{thread_id}/stream/events")
 
 
 class ChatClient:

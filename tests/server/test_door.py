@@ -27,12 +27,13 @@ from tests.small_world import agent_of, hang
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from creche import AgentClassRegistry, Infrastructure, MemoryStore, leaves, open_supervisor
+from creche_server.admission import Sockets
 from creche_server.auth import Auth
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, Door
 from creche_server.http import make_app
 from creche_server.outbox import Flusher
 from creche_server.services import Services
-from creche_server.websocket import PING_INTERVAL, Sockets, serve_chat
+from creche_server.websocket import PING_INTERVAL, serve_chat
 
 CHAT_PATH: Final = "/threads/t/stream"
 TLS_HELLO: Final = bytes.fromhex(

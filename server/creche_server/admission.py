@@ -1,0 +1,70 @@
+"""Who may connect a WebSocket, to which thread, and how many at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import h11
+
+from creche import InvalidContextError, ThreadId, UserId
+from creche._context import check_id
+from creche_server.auth import NotAuthenticatedError
+from creche_server.services import Services
+from creche_server.wire import codes
+
+
+class RefusedError(Exception):
+    """The connection is not let in; `code` is the close code that says why."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Sockets:
+    """Counts each user's open sockets, for the cap on them; an entry *is* a block."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[UserId, int] = {}
+
+    @contextlib.contextmanager
+    def held(self, user_id: UserId) -> Iterator[None]:
+        """One more socket of that user. Raises RefusedError past the cap."""
+        if self._open.get(user_id, 0) >= self._most:
+            raise RefusedError(codes.TOO_MANY, f"a user may have {self._most} connections open")
+        self._open[user_id] = self._open.get(user_id, 0) + 1
+        try:
+            yield
+        finally:
+            self._open[user_id] -= 1
+            if not self._open[user_id]:
+                del self._open[user_id]
+
+
+def admit(request: h11.Request, services: Services) -> tuple[UserId, ThreadId]:
+    """Who connects, to which of their threads. Raises RefusedError."""
+    headers = {name: value.decode("latin-1") for name, value in request.headers}
+    target = urlsplit(request.target.decode("ascii", "replace"))
+    if not services.auth.allows_origin(headers.get(b"origin"), headers.get(b"host")):
+        raise RefusedError(codes.FORBIDDEN, "pages from this origin may not connect")
+    try:
+        if b"authorization" in headers:
+            user_id = services.auth.check_authorization(headers[b"authorization"])
+        elif tickets := parse_qs(target.query).get("ticket"):
+            user_id = services.auth.use_ticket(tickets[0], "websocket")
+        else:
+            raise RefusedError(codes.UNAUTHORIZED, "a bearer token or a ticket is needed")
+    except NotAuthenticatedError as error:
+        raise RefusedError(codes.UNAUTHORIZED, str(error)) from None
+    match target.path.split("/"):
+        case ["", "threads", thread_id, "stream"] | ["", "threads", thread_id, "stream", "events"]:
+            try:
+                return user_id, ThreadId(check_id("thread_id", unquote(thread_id)))
+            except InvalidContextError as error:
+                raise RefusedError(codes.BAD_REQUEST, str(error)) from None
+        case _:
+            raise RefusedError(codes.BAD_REQUEST, "connect to /threads/{thread_id}/stream/events")

@@ -1,0 +1,121 @@
+"""The questions that the store asks, made once: SQLAlchemy takes longer to make one than to run it.
+
+Every one names the owner, but the one for the runs that a dead process left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import BindParameter, Insert, Select, Table, bindparam, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from creche_server.database.tables import chunks, messages, runs, threads
+
+# Both spell "on conflict" alike; SQLAlchemy has no common class for them.
+DialectInsert = Callable[[Table], postgresql.Insert] | Callable[[Table], sqlite.Insert]
+
+
+def given(name: str) -> BindParameter[Any]:
+    """A value that comes with each row."""
+    return bindparam(name)
+
+
+THREAD: Final = select(threads).where(
+    threads.c.user_id == given("user"),
+    threads.c.thread_id == given("thread"),
+)
+THREADS: Final = (
+    select(threads)
+    .where(threads.c.user_id == given("user"))
+    .order_by(threads.c.updated_at.desc(), threads.c.thread_id.desc())
+    .limit(given("most"))
+    .offset(given("skipped"))
+)
+RUNS: Final = (
+    select(runs)
+    .where(runs.c.user_id == given("user"), runs.c.thread_id == given("thread"))
+    .order_by(runs.c.id)
+)
+RUN: Final = select(runs).where(runs.c.user_id == given("user"), runs.c.run_id == given("run"))
+MESSAGES: Final = (
+    select(messages.c.run_id, messages.c.data, messages.c.created_at)
+    .join(runs, (runs.c.user_id == messages.c.user_id) & (runs.c.run_id == messages.c.run_id))
+    .where(messages.c.user_id == given("user"), messages.c.thread_id == given("thread"))
+    .order_by(runs.c.id, messages.c.id)
+)
+OLDEST_OF_THE_LATEST: Final = (
+    select(runs.c.id)
+    .where(runs.c.user_id == given("user"), runs.c.thread_id == given("thread"))
+    .order_by(runs.c.id.desc())
+    .offset(given("skipped"))
+    .limit(1)
+)
+LATEST_MESSAGES: Final = MESSAGES.where(
+    # A thread with fewer runs has no such one, and keeps them all.
+    runs.c.id >= func.coalesce(OLDEST_OF_THE_LATEST.scalar_subquery(), 0),
+)
+CHUNKS: Final = (
+    select(chunks.c.first_seq, chunks.c.last_seq, chunks.c.data)
+    .where(
+        chunks.c.user_id == given("user"),
+        chunks.c.thread_id == given("thread"),
+        chunks.c.last_seq > given("after"),
+    )
+    .order_by(chunks.c.first_seq)
+    .limit(given("most"))
+)
+UNFINISHED_RUNS: Final = select(runs).where(runs.c.last_seq.is_(None)).order_by(runs.c.id)
+TOUCH_THREADS: Final = (
+    update(threads)
+    .where(threads.c.user_id == given("owner"), threads.c.thread_id == given("thread"))
+    .values(
+        updated_at=given("moment"),
+        last_seq=func.coalesce(given("seq"), threads.c.last_seq),
+        epoch=func.coalesce(given("new_epoch"), threads.c.epoch),
+    )
+)
+
+# What changes of a run after it was first written.
+_RUN_CHANGES: Final = (
+    "status",
+    "started_at",
+    "ended_at",
+    "first_seq",
+    "last_seq",
+    "reason",
+    "receipt",
+)
+
+
+def containing(words: Sequence[str]) -> Select[*tuple[Any, ...]]:
+    """A user's messages that contain all these words, in small letters."""
+    return (
+        select(messages)
+        .where(
+            messages.c.user_id == given("user"),
+            *(func.lower(messages.c.words).contains(word, autoescape=True) for word in words),
+        )
+        .order_by(messages.c.id.desc())
+        .limit(given("most"))
+    )
+
+
+def open_threads(dialect_insert: DialectInsert) -> Insert:
+    """Make threads; of one that is there, only a missing title is filled in."""
+    opening = dialect_insert(threads)
+    return opening.on_conflict_do_update(
+        index_elements=[threads.c.user_id, threads.c.thread_id],
+        set_={"title": opening.excluded.title},
+        where=threads.c.title == "",
+    )
+
+
+def record_runs(dialect_insert: DialectInsert) -> Insert:
+    """Write runs as they stand now."""
+    recording = dialect_insert(runs)
+    return recording.on_conflict_do_update(
+        index_elements=[runs.c.user_id, runs.c.run_id],
+        set_={name: recording.excluded[name] for name in _RUN_CHANGES},
+    )
