@@ -137,6 +137,15 @@ class TestServe:
         assert signal.Signals(number).name in lines[0]
         assert not (creche.server.settings.data / "server.json").exists()
 
+    async def test_interrupted_while_it_is_still_being_imported_says_nothing(
+        self,
+        tmp_path: Path,
+    ) -> None:
+        (tmp_path / "cyclopts.py").write_text("raise KeyboardInterrupt")
+        result = await run_creche("serve", cwd=tmp_path)
+        assert result.returncode == 130
+        assert told(result) == ""
+
     async def test_ends_at_once_at_a_second_signal(self, tmp_path: Path) -> None:
         env = {"CRECHE_SHUTDOWN_TIMEOUT": "60"}
         async with open_creche(tmp_path / "data", env=env) as creche:
