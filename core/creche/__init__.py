@@ -8,6 +8,7 @@ from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._barrier import leaves, split
 from creche._context import (
+    ConnectionId,
     MessageId,
     RequestId,
     RunId,
@@ -15,6 +16,8 @@ from creche._context import (
     ToolCallId,
     UserExecutionContext,
     UserId,
+    logged_context,
+    new_connection_id,
     new_id,
 )
 from creche._emitter import EventEmitter
@@ -25,6 +28,7 @@ from creche._errors import (
     EmitterClosedError,
     GrammarError,
     InvalidContextError,
+    IsolationError,
     LimitExceededError,
     ModelError,
     RunError,
@@ -35,6 +39,7 @@ from creche._errors import (
 )
 from creche._grammar import Grammar
 from creche._infrastructure import Infrastructure
+from creche._isolation import assert_isolated
 from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
 from creche._limits import Limits
@@ -78,6 +83,7 @@ __all__ = [
     "CancelReason",
     "Chunk",
     "Commit",
+    "ConnectionId",
     "CrecheError",
     "DrainingError",
     "EmitterClosedError",
@@ -89,6 +95,7 @@ __all__ = [
     "GrammarError",
     "Infrastructure",
     "InvalidContextError",
+    "IsolationError",
     "Journal",
     "Journals",
     "LimitExceededError",
@@ -135,11 +142,14 @@ __all__ = [
     "UserExecutionContext",
     "UserId",
     "UserMessage",
+    "assert_isolated",
     "decode_message",
     "encode_message",
     "end_lost_runs",
     "events",
     "leaves",
+    "logged_context",
+    "new_connection_id",
     "new_epoch",
     "new_id",
     "open_journals",

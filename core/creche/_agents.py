@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import (
-    Iterator,
-    Mapping,
-    MutableMapping,
-    MutableSequence,
-    MutableSet,
-    Sequence,
-)
-from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
 from creche._errors import RunError, UnknownAgentError
+from creche._isolation import mutables
 from creche._messages import (
     AssistantMessage,
     FunctionCall,
@@ -30,8 +24,6 @@ from creche._messages import (
 from creche._models import TextDelta, ToolCallRequest
 from creche._run import RunContext
 from creche._tools import Tool, ToolResult
-
-_MUTABLE: Final[tuple[type[object], ...]] = (MutableMapping, MutableSequence, MutableSet)
 
 
 @runtime_checkable
@@ -147,23 +139,19 @@ def check_agent_class(name: str, agent_class: object) -> None:
     if not inspect.iscoroutinefunction(getattr(agent_class, "run", None)):
         msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
         raise TypeError(msg)
+    tools = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, Tool)]
     for owner in agent_class.__mro__[:-1]:
         for attribute, value in vars(owner).items():
-            if _is_mutable(value) and not _is_dunder(attribute):
+            if attribute.startswith("__") and attribute.endswith("__"):
+                continue  # Python's own: dicts and caches that belong to the class as such
+            # What a method closes over is its maker's business; a default value is shared.
+            for path, found in mutables(value, infrastructure=tools, closures=False):
                 msg = (
-                    f"agent {name!r}: {owner.__name__}.{attribute} is a {type(value).__name__} "
-                    "that all runs would share; make it a tuple, a frozenset or a "
-                    "MappingProxyType, or set it in __init__"
+                    f"agent {name!r}: {owner.__name__}.{attribute}{path} is a "
+                    f"{type(found).__name__} that all runs would share; make it a tuple, a "
+                    "frozenset or a MappingProxyType, or set it in __init__"
                 )
                 raise TypeError(msg)
-
-
-def _is_mutable(value: object) -> bool:
-    return isinstance(value, _MUTABLE)
-
-
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
 
 
 class ModelAgent:

@@ -7,21 +7,27 @@ reads an identity from anywhere else.
 from __future__ import annotations
 
 import dataclasses
+import decimal
+import enum
+import hashlib
 import unicodedata
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime
+from contextvars import ContextVar
+from datetime import UTC, date, datetime, time, timedelta
 from types import MappingProxyType
 from typing import Any, Final, NewType, cast
 
 from creche._errors import InvalidContextError
+from creche._isolation import assert_isolated
 from creche._redaction import redact_value
 
 UserId = NewType("UserId", str)
 ThreadId = NewType("ThreadId", str)
 RunId = NewType("RunId", str)
 RequestId = NewType("RequestId", str)
+ConnectionId = NewType("ConnectionId", str)
 MessageId = NewType("MessageId", str)
 ToolCallId = NewType("ToolCallId", str)
 
@@ -56,13 +62,30 @@ _RESERVED_METADATA: Final = frozenset(
         "parent",
         "operation",
         "depth",
+        "database",
+        "connection_id",
     },
+)
+# Whatever cannot be changed. An object of any other kind could be shared by two runs.
+_PLAIN: Final = (
+    *(str, int, float, complex, bytes, type(None), date, time, timedelta),
+    *(decimal.Decimal, uuid.UUID, enum.Enum),
 )
 
 
 def new_id() -> str:
     """A fresh random id, 32 hexadecimal characters."""
     return uuid.uuid4().hex
+
+
+def new_connection_id(user_id: UserId) -> ConnectionId:
+    """A fresh id for a connection of that user's; it fits in no other user's context."""
+    nonce = new_id()
+    return ConnectionId(f"{nonce}-{_owner_mark(nonce, user_id)}")
+
+
+def _owner_mark(nonce: str, user_id: UserId) -> str:
+    return hashlib.sha256(f"{nonce}:{user_id}".encode()).hexdigest()[:16]
 
 
 def check_id(field: str, value: object) -> str:
@@ -103,6 +126,9 @@ def _frozen(value: Any) -> Any:
         return bytes(value)
     if isinstance(value, (set, frozenset)):
         return frozenset(map(_frozen, cast("AbstractSet[Any]", value)))
+    if not isinstance(value, _PLAIN):
+        msg = f"metadata must be plain data, and has a {type(value).__qualname__}"
+        raise InvalidContextError(msg)
     return value
 
 
@@ -136,6 +162,8 @@ class UserExecutionContext:
     parent: UserExecutionContext | None = None
     operation: str | None = None  # what a child was made for
     depth: int = 0
+    database: Callable[[], Any] | None = None  # opens a session of this request's own
+    connection_id: ConnectionId | None = None  # through which the request came
 
     @classmethod
     def from_request(
@@ -184,6 +212,48 @@ class UserExecutionContext:
             depth=self.depth + 1,
         )
 
+    def with_database(self, session_scope: Callable[[], Any]) -> UserExecutionContext:
+        """The same identity with a way to its database session; this one stays as it is.
+
+        `session_scope()` opens a session, usually as a context manager. Raises
+        InvalidContextError if there is one already.
+        """
+        if not callable(session_scope):
+            msg = f"session_scope must be callable, not {type(session_scope).__name__}"
+            raise InvalidContextError(msg)
+        if self.database is not None:
+            msg = "this context has a database already; a request has one"
+            raise InvalidContextError(msg)
+        return dataclasses.replace(self, database=session_scope)
+
+    def with_connection(self, connection_id: ConnectionId) -> UserExecutionContext:
+        """The same identity with the connection that the request came through.
+
+        Raises InvalidContextError for an id that `new_connection_id` did not make for this
+        user, and if there is a connection already.
+        """
+        check_id("connection_id", connection_id)
+        if self.connection_id is not None:
+            msg = "this context has a connection already; a request comes through one"
+            raise InvalidContextError(msg)
+        nonce, _, mark = connection_id.rpartition("-")
+        if not nonce or mark != _owner_mark(nonce, self.user_id):
+            msg = "connection_id is not of a connection of this user's"
+            raise InvalidContextError(msg)
+        return dataclasses.replace(self, connection_id=connection_id)
+
+    def verify_isolation(
+        self,
+        other: UserExecutionContext,
+        *,
+        infrastructure: Iterable[object] = (),
+    ) -> None:
+        """Raise IsolationError if anything that can be changed is reachable from both.
+
+        `infrastructure` is what they share on purpose, such as a pool behind `database`.
+        """
+        assert_isolated((self, other), infrastructure=infrastructure)
+
     @property
     def correlation_id(self) -> str:
         """Short and unique enough to find this request's log lines; safe to show to anybody."""
@@ -202,6 +272,7 @@ class UserExecutionContext:
             "run_id": self.run_id,
             "request_id": self.request_id,
             "created_at": self.created_at.isoformat(),
+            "connection_id": self.connection_id,
             "operation": self.operation,
             "depth": self.depth,
             "metadata": redact_value(self.metadata),
@@ -210,3 +281,10 @@ class UserExecutionContext:
     def __repr__(self) -> str:
         inner = ", ".join(f"{key}={value!r}" for key, value in self.to_dict().items())
         return f"UserExecutionContext({inner})"
+
+
+# Whose work this is, for log lines and spans of code that was handed no context. Nothing reads
+# an identity from here to act on it.
+logged_context: Final[ContextVar[UserExecutionContext | None]] = ContextVar(
+    "creche_logged_context", default=None
+)

@@ -12,7 +12,7 @@ import trio
 
 from creche import _events as events
 from creche._barrier import leaves, split
-from creche._context import MessageId, UserExecutionContext, new_id
+from creche._context import MessageId, UserExecutionContext, logged_context, new_id
 from creche._emitter import EventEmitter, timestamp
 from creche._errors import CrecheError, RunError, StoreUnavailableError
 from creche._infrastructure import Infrastructure
@@ -104,9 +104,11 @@ class ExecutionEngine:
             self._limits,
         )
         finish = _Finish(started=started, dispatcher=dispatcher)
+        logged = logged_context.set(run.context)
         try:
             await self._barrier(finish, history)
         finally:
+            logged_context.reset(logged)
             # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows are
             # committed, so it gets its terminal event.
             outcome = self._decide(finish)

@@ -15,6 +15,13 @@ class InvalidContextError(CrecheError, ValueError):
     """
 
 
+class IsolationError(CrecheError):
+    """Two runs share something that one could change for the other, or one would act as another.
+
+    Raised inside, before anything is said or sent; the message has no data of either.
+    """
+
+
 class GrammarError(CrecheError):
     """An event may not follow what its run has said so far."""
 

@@ -17,7 +17,7 @@ import trio
 
 from creche._context import ThreadId, UserId
 from creche._conversation import Conversation
-from creche._errors import StoreUnavailableError, ThreadDeletedError
+from creche._errors import IsolationError, StoreUnavailableError, ThreadDeletedError
 from creche._events import Event, decode_event, encode_unnumbered, numbered
 from creche._limits import Limits
 from creche._store import (
@@ -142,17 +142,30 @@ class Journal:
         nothing, for what has no JSON.
         """
         encoded = encode_unnumbered(event)
-        return self.append_encoded(encoded, barrier=barrier, runs=runs, messages=messages)
+        return self.append_encoded(
+            encoded,
+            speaker=self.user_id,
+            barrier=barrier,
+            runs=runs,
+            messages=messages,
+        )
 
     def append_encoded(
         self,
         encoded: bytes,
         *,
+        speaker: UserId,
         barrier: bool = False,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
     ) -> Entry:
-        """The same for an event that is encoded already; never fails."""
+        """The same for an event that is encoded already, said by a run of `speaker`.
+
+        Raises IsolationError, and adds nothing, if that is not the thread's owner.
+        """
+        if speaker != self.user_id:
+            msg = "a run may speak on its own user's threads only"
+            raise IsolationError(msg)
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
         self._entries.append(entry)

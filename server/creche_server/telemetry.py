@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from creche import redact_text, redact_value
+from creche import logged_context, redact_text, redact_value
 
 
 def configure_logging(level: str, stream: TextIO) -> None:
@@ -20,6 +20,7 @@ def configure_logging(level: str, stream: TextIO) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _add_run,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     ending: list[structlog.typing.Processor]
@@ -45,6 +46,18 @@ def configure_logging(level: str, stream: TextIO) -> None:
     # These tell of every frame and every step; ours tell what matters of it.
     for chatty in ("trio-websocket", "hypercorn", "quart", "httpx", "httpx2", "openai", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _add_run(
+    _logger: object,
+    _method: str,
+    event: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    """Say whose run a line is from, also where an agent's own code wrote it."""
+    if (context := logged_context.get()) is not None:
+        for name in ("user_id", "thread_id", "run_id", "correlation_id"):
+            event.setdefault(name, getattr(context, name))
+    return event
 
 
 def _redact(

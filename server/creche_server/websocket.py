@@ -16,6 +16,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from creche import (
+    IsolationError,
     Journal,
     Run,
     ThreadDeletedError,
@@ -258,6 +259,7 @@ class ChatClient:
         try:
             with scope:
                 async with journals.attached(self._user_id, self._thread_id) as journal:
+                    self._check_owner(journal)
                     since, reset = start_of(journal, command)
                     result = {
                         "subscription_id": subscription_id,
@@ -291,9 +293,16 @@ class ChatClient:
         while True:
             entries = await journal.read(after=sent)
             await self._outbox.relieved()
+            self._check_owner(journal)
             self._outbox.post(b"".join([text_frame(entry.data) for entry in entries]))
             sent = entries[-1].seq
             self._progress.unpark_all()
+
+    def _check_owner(self, journal: Journal) -> None:
+        """One check more, so that no fault before it ever sends a user another's events."""
+        if (journal.user_id, journal.thread_id) != (self._user_id, self._thread_id):
+            msg = "a socket was about to be sent another thread's events"
+            raise IsolationError(msg)
 
     # --- the connection's own life
 

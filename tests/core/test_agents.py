@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import abc
 import collections
-from collections.abc import AsyncIterator, Sequence
+import functools
+import itertools
+import re
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pytest
@@ -37,6 +44,10 @@ from creche import (
     open_supervisor,
     tool,
 )
+
+
+class Client:
+    """Holds a connection, say."""
 
 
 class Plain:
@@ -98,6 +109,14 @@ class TestRegistry:
             collections.defaultdict(list),
             collections.Counter(),
             collections.deque(),
+            ("deep", ({"list": []},)),
+            MappingProxyType({"key": [1]}),
+            functools.lru_cache(len),
+            itertools.count(),
+            threading.Lock(),
+            Client(),
+            lambda self, memory=[]: memory,
+            staticmethod(lambda *, memory={}: memory),
         ],
         ids=lambda value: type(value).__name__,
     )
@@ -110,14 +129,40 @@ class TestRegistry:
                 AgentClassRegistry().register("one", agent_class)
 
     def test_what_nobody_can_change_may_be_a_class_attribute(self) -> None:
+        kept: list[str] = []
+
+        @tool
+        def private() -> None:
+            """What a tool closes over is its maker's business."""
+            kept.append("called")
+
         class Fine(Plain):
             names: ClassVar[tuple[str, ...]] = ("a",)
             limit = 7
             kinds: ClassVar[frozenset[str]] = frozenset({"a"})
+            pattern = re.compile("a")
+            pause = timedelta(seconds=1)
+            deep: ClassVar[Mapping[str, tuple[int, ...]]] = MappingProxyType({"a": (1, 2)})
+            tools = (private,)
             __slots__ = ("memory",)
 
-            def __init__(self) -> None:
+            def __init__(self, limit: int = 7) -> None:
                 self.memory: list[str] = []
+
+            @property
+            def first(self) -> str:
+                return self.memory[0]
+
+            @classmethod
+            def kind(cls) -> str:
+                return cls.__name__
+
+        class Abstract(abc.ABC):
+            @abc.abstractmethod
+            async def run(self, run: RunContext) -> None: ...
+
+        class Concrete(Abstract):
+            async def run(self, run: RunContext) -> None: ...
 
         class Declared(Agent):
             async def run(self, run: RunContext) -> None: ...
@@ -125,7 +170,8 @@ class TestRegistry:
         class Chat(ModelAgent):
             instructions = "Be brief."
 
-        assert len(AgentClassRegistry({"a": Fine, "b": Declared, "c": Chat})) == 3
+        agents: dict[str, type[Agent]] = {"a": Fine, "b": Declared, "c": Chat, "d": Concrete}
+        assert len(AgentClassRegistry(agents)) == 4
 
     def test_missing_tools_are_named_before_anything_runs(self) -> None:
         class Adds(Plain):

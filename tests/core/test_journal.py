@@ -19,6 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from creche import (
     Chunk,
     Entry,
+    IsolationError,
     Journal,
     Limits,
     MemoryStore,
@@ -35,6 +36,7 @@ from creche import (
     events,
     open_journals,
 )
+from creche._events import encode_unnumbered
 from creche._store import now
 from creche._writer import Writer
 
@@ -78,6 +80,16 @@ async def read_all(journal: Journal, after: int, upto: int) -> list[int]:
             seen.append(entry.seq)
             after = entry.seq
     return seen
+
+
+async def test_nobody_but_the_owners_runs_can_say_anything_on_it() -> None:
+    store = TroubledStore()
+    async with a_journal(store) as journal:
+        with pytest.raises(IsolationError):
+            journal.append_encoded(encode_unnumbered(event()), speaker=BOB)
+        assert journal.last_seq == 0
+        journal.append_encoded(encode_unnumbered(event()), speaker=ADA)
+        assert journal.last_seq == 1
 
 
 class TestVisible:

@@ -28,7 +28,7 @@ from tests.server.running import (
     words_of,
 )
 
-from creche import RunContext, ToolContext, events, new_id, tool
+from creche import Journals, RunContext, ThreadId, ToolContext, UserId, events, new_id, tool
 from creche_server.outbox import HIGH_WATER, Outbox
 from creche_server.telemetry import configure_logging
 
@@ -941,6 +941,31 @@ class TestTwoUsers:
                     assert f'"{other}"' not in frames[user]
 
 
+async def test_a_fault_before_it_never_makes_a_socket_send_another_users_events(
+    tmp_path: Path,
+) -> None:
+    """The last of the layers that check: here the one before it is broken on purpose."""
+    async with open_server(tmp_path) as server:
+        async with server.chat(user="bob") as bob:
+            await bob.subscribe()
+            await bob.run("tokens=3")
+            thread_id = ThreadId("thread-a")
+            bobs = UserId("bob"), thread_id
+            (slots,) = (
+                found._slots
+                for found in gc.get_objects()
+                if type(found) is Journals and bobs in found._slots
+            )
+            slots[UserId("ada"), thread_id] = slots[bobs]
+            async with server.chat(user="ada") as ada:
+                number = await ada.send("subscription.subscribe", {})
+                with pytest.raises(CommandError, match="unknown_error"):
+                    await ada.result(number)
+                await ada.ask("state.get")
+                assert ada.events == []
+                assert "tok0" not in "".join(ada.frames)
+
+
 class TestAClientThatDoesNotRead:
     async def test_costs_bounded_memory_and_delays_nobody(self, tmp_path: Path) -> None:
         async def say_much(run: RunContext) -> None:
@@ -1112,6 +1137,7 @@ async def test_logs_hold_no_secret_of_a_tools_arguments(
     @tool
     async def login(password: str, api_key: str) -> dict[str, str]:
         """Log in somewhere."""
+        logging.getLogger("mine").info("logging in")
         if api_key == "wrong":
             msg = f"refused: password={password}"
             raise ValueError(msg)
@@ -1137,3 +1163,9 @@ async def test_logs_hold_no_secret_of_a_tools_arguments(
     assert secret not in told
     assert "tool login failed" in logged.getvalue()
     assert secret not in logged.getvalue()
+    lines = [json.loads(line) for line in logged.getvalue().splitlines()]
+    own = [line for line in lines if line["event"] == "logging in"]
+    assert len(own) == 2
+    for line in own:
+        assert (line["user_id"], line["thread_id"]) == ("ada", "thread-a"), "whose it is"
+        assert line["run_id"] == run[0]["runId"]
