@@ -11,12 +11,14 @@ import trio
 from creche import (
     Agent,
     Commit,
+    CommitInDoubtError,
     Infrastructure,
     Limits,
     MemoryStore,
     Model,
     Run,
     RunContext,
+    RunId,
     Store,
     Supervisor,
     ThreadId,
@@ -115,6 +117,36 @@ class TroubledStore(MemoryStore):
             msg = "the disk is gone"
             raise OSError(msg)
         return await super().thread(user_id, thread_id)
+
+
+class LosingStore(MemoryStore):
+    """A memory store that takes a commit and then loses its answer, when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loses: Callable[[Commit], bool] = lambda _: False
+        self.lost = 0
+        self.cannot_be_read = False
+
+    async def commit(self, commits: Sequence[Commit]) -> None:
+        await super().commit(commits)
+        if any(map(self.loses, commits)):
+            self.lost += 1
+            self.loses = lambda _: False
+            raise CommitInDoubtError("the line went dead")
+
+    async def thread(self, user_id: UserId, thread_id: ThreadId) -> Any:
+        self._check_readable()
+        return await super().thread(user_id, thread_id)
+
+    async def run(self, user_id: UserId, run_id: RunId) -> Any:
+        self._check_readable()
+        return await super().run(user_id, run_id)
+
+    def _check_readable(self) -> None:
+        if self.cannot_be_read:
+            msg = "the line is dead"
+            raise OSError(msg)
 
 
 async def log_of(store: Store, user: str = ADA, thread: str = THREAD) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from creche._context import (
     ToolCallId,
     UserExecutionContext,
     UserId,
+    check_id,
     logged_context,
     new_connection_id,
     new_id,
@@ -23,6 +24,7 @@ from creche._context import (
 from creche._emitter import EventEmitter
 from creche._engine import ExecutionEngine
 from creche._errors import (
+    CommitInDoubtError,
     CrecheError,
     DrainingError,
     EmitterClosedError,
@@ -83,6 +85,7 @@ __all__ = [
     "CancelReason",
     "Chunk",
     "Commit",
+    "CommitInDoubtError",
     "ConnectionId",
     "CrecheError",
     "DrainingError",
@@ -143,6 +146,7 @@ __all__ = [
     "UserId",
     "UserMessage",
     "assert_isolated",
+    "check_id",
     "decode_message",
     "encode_message",
     "end_lost_runs",

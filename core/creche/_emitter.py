@@ -6,6 +6,7 @@ a flood of events yields to others, stays cancellable and feels the store's back
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -140,10 +141,8 @@ class EventEmitter:
 
     def _say_within_limits(self, event: events.Event) -> bool:
         """Say one of the agent's events; whether it is time to give way to others."""
-        if self._said_bytes > self._limits.run_bytes:
-            msg = f"a run may say at most {self._limits.run_bytes} bytes"
-            raise LimitExceededError(msg)
-        self._say(event, barrier=type(event) is events.ToolCallResult)
+        barrier = type(event) is events.ToolCallResult
+        self._say(event, barrier=barrier, most=self._limits.run_bytes)
         self._until_yield -= 1
         return self._until_yield <= 0 or self._said_bytes >= self._yield_at
 
@@ -158,6 +157,7 @@ class EventEmitter:
         event: events.Event,
         *,
         barrier: bool,
+        most: float = math.inf,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
     ) -> Entry:
@@ -166,6 +166,9 @@ class EventEmitter:
             event = redact(event)
         # First what can fail: an event that is not said must leave nothing behind.
         encoded = events.encode_unnumbered(event)
+        if self._said_bytes + len(encoded) > most:
+            msg = f"a run may say at most {most:,.0f} bytes"
+            raise LimitExceededError(msg)
         try:
             self._grammar.accept(event)
         except GrammarError:
@@ -189,10 +192,10 @@ def redact_json(text: str) -> str:
     """JSON text with the values under secret-looking keys replaced; other text as it is."""
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, ValueError):
+        redacted = redact_value(value)
+    except (msgspec.DecodeError, ValueError, RecursionError):
         # A model's arguments may break off: what looks like an object is cleaned as a sentence.
         return redact_text(text) if text.lstrip().startswith(("{", "[")) else text
-    redacted = redact_value(value)
     return text if redacted == value else msgspec.json.encode(redacted).decode()
 
 

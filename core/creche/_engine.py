@@ -178,10 +178,15 @@ class ExecutionEngine:
                 limits=self._limits,
             )
             finish.usage = context.usage
-            agent = self._infrastructure.registry.describe(run.agent).agent_class()
-            finish.result = await agent.run(context)
-            finish.agent_returned = trio.current_time()
-            nursery.cancel_scope.cancel()
+            # In a task of its own: code that leaves a nursery open corrupts the task that it runs
+            # in, and Trio tells that to the nursery of that task, which must be this one.
+            nursery.start_soon(self._answer, context, finish, nursery)
+
+    async def _answer(self, context: RunContext, finish: _Finish, nursery: trio.Nursery) -> None:
+        agent = self._infrastructure.registry.describe(self._run.agent).agent_class()
+        finish.result = await agent.run(context)
+        finish.agent_returned = trio.current_time()
+        nursery.cancel_scope.cancel()
 
     def _decide(self, finish: _Finish) -> RunOutcome:
         """How the run ended. Synchronous, as all is up to the last event: nothing interrupts."""

@@ -42,6 +42,10 @@ class StoreUnavailableError(CrecheError):
     """The store did not take a write that must be committed before we may answer."""
 
 
+class CommitInDoubtError(CrecheError):
+    """A store cannot tell whether it took a commit: its answer was lost on the way."""
+
+
 class ThreadDeletedError(CrecheError):
     """The thread was deleted while somebody was reading it."""
 

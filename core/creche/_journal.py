@@ -32,8 +32,9 @@ from creche._store import (
 )
 from creche._writer import Writer
 
+_ANSWER_TIMEOUT: Final = 15.0  # seconds that a proposer waits for a store that is away
 _WITHDRAW_TIMEOUT: Final = 2.0  # seconds that a cancelled proposer waits for its fate
-_CHUNKS_PER_READ: Final = 16
+_CHUNKS_PER_READ: Final = 8  # each `Limits.commit_bytes` at most
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -200,12 +201,18 @@ class Journal:
         self._proposals.append(proposal)
         self._writer.mark(self, urgent=True)
         try:
-            await proposal.done.wait()
+            with trio.move_on_after(_ANSWER_TIMEOUT):
+                await proposal.done.wait()
         except trio.Cancelled:
             await self._withdraw(proposal)
             if not proposal.done.is_set() or proposal.error is not None:
                 raise
             # It is durable, so the caller must know; Trio tells it at the next checkpoint.
+        if not proposal.done.is_set():
+            await self._withdraw(proposal)
+        if not proposal.done.is_set():
+            msg = "the store does not answer; whether the run was taken down is not known"
+            raise StoreUnavailableError(msg)
         if proposal.error is not None:
             msg = "the store is not taking writes; nothing was started, try again"
             raise StoreUnavailableError(msg) from proposal.error
@@ -262,12 +269,16 @@ class Journal:
             limit=_CHUNKS_PER_READ,
         )
         self._check_there()
-        entries = [
-            entry
-            for chunk in chunks
-            for entry in map(Entry, range(chunk.first_seq, chunk.last_seq + 1), chunk.lines())
-            if entry.seq > after
-        ]
+        entries: list[Entry] = []
+        size = 0
+        for chunk in chunks:
+            numbered_lines = zip(
+                range(chunk.first_seq, chunk.last_seq + 1), chunk.lines(), strict=True
+            )
+            for seq, line in numbered_lines:
+                if seq > after and (size < self._limits.read_bytes or not entries):
+                    entries.append(Entry(seq, line))
+                    size += len(line)
         if not entries or entries[0].seq != after + 1:
             msg = f"the store has no entry {after + 1} of thread {self.thread_id!r}"
             raise StoreUnavailableError(msg)

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from creche._background import open_background
 from creche._context import ThreadId, UserId
 from creche._journal import Journal
 from creche._limits import Limits
@@ -112,7 +113,7 @@ async def open_journals(store: Store, limits: Limits | None = None) -> AsyncIter
         with serving:
             await writer.serve()
 
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         nursery.start_soon(serve)
         try:
             yield Journals(store, writer, limits)

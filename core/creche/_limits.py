@@ -16,6 +16,7 @@ class Limits:
     run_timeout: float = 600.0
     tool_timeout: float = 60.0
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
+    last_words_timeout: float = 0.5  # on top of that, for the commit of the terminal event
     stop_timeout: float = 1.0  # how long a sync tool may take to heed its stop flag
     max_turns: int = 20  # model calls of one ModelAgent run
     history_runs: int = 50  # of a thread's latest runs, whose messages an agent is given
@@ -31,7 +32,8 @@ class Limits:
     # a journal
     journal_bytes: int = 256 * KIB  # committed entries kept in memory per live thread
     conversation_bytes: int = 256 * KIB  # messages kept in memory per live thread
-    read_entries: int = 512  # most entries that one read returns
+    read_entries: int = 512  # most entries that one read returns from memory
+    read_bytes: int = 128 * KIB  # about what one read returns from the store
     commit_interval: float = 0.020  # how long drafts may gather before they are committed
     commit_threads: int = 100  # threads in one transaction
-    commit_bytes: int = 4 * MIB  # of one thread in one transaction
+    commit_bytes: int = MIB  # of one thread in one transaction, or its first event alone

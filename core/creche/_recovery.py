@@ -42,11 +42,12 @@ async def end_lost_runs(store: Store) -> int:
 
     To be called when nothing else writes to the store: before the first run is started. What a
     client saw of a lost run may be more than was committed, which the new epoch tells it.
-    Returns how many runs there were.
+    Returns how many runs were ended.
     """
     by_thread: dict[tuple[UserId, ThreadId], list[RunRecord]] = {}
     for run in await store.unfinished_runs():
         by_thread.setdefault((run.user_id, run.thread_id), []).append(run)
+    ended = 0
     for (user_id, thread_id), runs in by_thread.items():
         thread = await store.thread(user_id, thread_id)
         if thread is None:
@@ -56,7 +57,9 @@ async def end_lost_runs(store: Store) -> int:
         # Boundary: one thread. The others must get their end all the same.
         except Exception:  # noqa: BLE001
             _log.exception("a lost run could not be ended", extra={"thread_id": thread_id})
-    return sum(map(len, by_thread.values()))
+        else:
+            ended += len(runs)
+    return ended
 
 
 async def _ending(store: Store, thread: ThreadRecord, runs: list[RunRecord]) -> Commit:

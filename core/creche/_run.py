@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -201,8 +201,8 @@ class RunContext:
             msg = f"no model is named {name!r} here (there is {known})"
             raise RunError(msg, code="no_such_model") from None
 
-    @contextlib.contextmanager
-    def cleanup(self) -> Iterator[trio.CancelScope]:
+    @contextlib.asynccontextmanager
+    async def cleanup(self) -> AsyncIterator[trio.CancelScope]:
         """A block that a cancel does not interrupt until `Limits.cleanup_timeout` is over.
 
         The allowance is the run's, not the block's: it counts from the moment at which the
@@ -222,12 +222,8 @@ class RunContext:
 
 
 def _count_tasks(nursery: trio.Nursery | None) -> int:
-    """The agent's own task and all that is below it; 0 before it began."""
-    if nursery is None:
-        return 0
-    # What the agent opened itself hangs beside the engine's nursery, on the same task.
-    beside = nursery.parent_task.child_nurseries
-    return 1 + sum(map(_count_children, beside[beside.index(nursery) :]))
+    """The agent's task and all that is below it; 0 before it began."""
+    return 0 if nursery is None else _count_children(nursery)
 
 
 def _count_children(nursery: trio.Nursery) -> int:

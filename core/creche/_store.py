@@ -96,7 +96,8 @@ class Commit:
 class Store(Protocol):
     """Where threads live. Contract tests run over every implementation.
 
-    Any method may raise whatever its medium raises; a failed `commit` has changed nothing.
+    Any method may raise whatever its medium raises. A `commit` that failed has changed nothing;
+    one that may have been taken raises CommitInDoubtError.
     """
 
     async def commit(self, commits: Sequence[Commit]) -> None:
@@ -195,6 +196,11 @@ class MemoryStore:
         for commit in commits:
             if (commit.user_id, commit.thread_id) not in self._threads and commit.opens is None:
                 msg = f"thread {commit.thread_id!r} does not exist"
+                raise LookupError(msg)
+            thread = self._threads.get((commit.user_id, commit.thread_id))
+            last_seq = thread.record.last_seq if thread else 0
+            if commit.chunk is not None and commit.chunk.first_seq != last_seq + 1:
+                msg = f"entry {commit.chunk.first_seq} does not follow {last_seq}"
                 raise LookupError(msg)
             for run in commit.new_runs:
                 if self._find_run(commit.user_id, run.run_id) is not None:

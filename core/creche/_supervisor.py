@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._engine import AgentInput, ExecutionEngine, as_messages, call_off, propose_run
 from creche._errors import (
@@ -66,6 +67,7 @@ class Supervisor:
         """
         self.infrastructure.registry.describe(agent)
         asked = as_messages(state)
+        self._check_taking()
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
         run: Run = await self._nursery.start(self._serve, Run(context, agent), asked)
@@ -127,7 +129,6 @@ class Supervisor:
     async def delete_thread(self, user_id: UserId, thread_id: ThreadId) -> bool:
         """Cancel a thread's runs, then remove it with all it owns. False if there is none."""
         with self._deletion(user_id, thread_id):
-            await trio.lowlevel.checkpoint()  # for who had passed `submit` but is not listed yet
             while self.runs(user_id, thread_id):
                 await self.cancel_thread(user_id, thread_id, "superseded")
             return await self.journals.delete(user_id, thread_id)
@@ -149,9 +150,12 @@ class Supervisor:
         while self._runs:
             await self._changed.park()
 
-    def _check_limits(self, context: UserExecutionContext) -> None:
+    def _check_taking(self) -> None:
         if self._draining:
             raise DrainingError(_DRAINING)
+
+    def _check_limits(self, context: UserExecutionContext) -> None:
+        self._check_taking()
         limits = self.infrastructure.limits
         own = self._runs.get(context.user_id, {})
         if context.run_id in own:
@@ -304,25 +308,39 @@ async def open_supervisor(
             opened = open_journals(infrastructure.store, limits)
             journals = await stack.enter_async_context(opened)
         hosting = trio.CancelScope(shield=True)
+        opened_nursery: list[trio.Nursery] = []
+        is_open = trio.Event()
 
-        async def host(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        async def host() -> None:
             # Shielded: who cancels the block around us must not cut the runs' last words short.
             with hosting:
-                async with trio.open_nursery() as runs:
-                    task_status.started(runs)
+                async with trio.open_nursery() as nursery:
+                    opened_nursery.append(nursery)
+                    is_open.set()
                     await trio.sleep_forever()
 
-        async with trio.open_nursery() as nursery:
-            supervisor = Supervisor(infrastructure, journals, await nursery.start(host))
-            completed = False
+        async with open_background() as nursery:
+            # Not by `nursery.start`: cancelled meanwhile, that waits for the task's end, and this
+            # one's end is ours to tell.
+            nursery.start_soon(host)
             try:
-                yield supervisor
-                completed = True
+                with trio.CancelScope(shield=True):
+                    await is_open.wait()
+                supervisor = Supervisor(infrastructure, journals, opened_nursery[0])
+                completed = False
+                try:
+                    yield supervisor
+                    completed = True
+                finally:
+                    await _end(supervisor, grace=grace if completed else 0.0)
             finally:
-                grace = grace if completed else 0.0
-                bound = grace + limits.cleanup_timeout
-                with trio.move_on_after(bound, shield=True) as draining:
-                    await supervisor.drain(grace=grace)
-                if draining.cancelled_caught:
-                    _log.warning("%d runs did not end in time", supervisor.count)
                 hosting.cancel()
+
+
+async def _end(supervisor: Supervisor, *, grace: float) -> None:
+    limits = supervisor.infrastructure.limits
+    bound = grace + limits.cleanup_timeout + limits.last_words_timeout
+    with trio.move_on_after(bound, shield=True) as draining:
+        await supervisor.drain(grace=grace)
+    if draining.cancelled_caught:
+        _log.warning("%d runs did not end in time", supervisor.count)

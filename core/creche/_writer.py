@@ -4,6 +4,7 @@ It knows neither threads nor events, only sources that have something to commit.
 for `commit_interval`, and then everybody's go together; urgent sources (somebody waits for a
 barrier) are committed at once. If a group fails, its members are tried singly, so that one
 bad row harms only its owner; what failed is tried again, ever more slowly, until it is taken.
+Where a failure may hide that it was taken, since its answer was lost, the store is asked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 
 import trio
 
+from creche._errors import CommitInDoubtError
 from creche._limits import Limits
 from creche._store import Commit, Store
 
@@ -23,6 +25,9 @@ _log: Final = logging.getLogger("creche.writer")
 
 _FIRST_RETRY: Final = 0.1  # seconds
 _LAST_RETRY: Final = 5.0
+# So many commits that fail one after the other, or so many seconds, are the store's own failure.
+_TRIES: Final = 3
+_PATIENCE: Final = 1.0
 
 
 class Source(Protocol):
@@ -37,7 +42,7 @@ class Source(Protocol):
         ...
 
     def refuse(self, commit: Commit, error: Exception) -> bool:
-        """That commit failed and has changed nothing. Whether anything remains to be taken."""
+        """That commit is not in the store. Whether anything remains to be taken."""
         ...
 
 
@@ -57,6 +62,7 @@ class Writer:
         self._limits = limits
         self._dirty: dict[Source, float] = {}  # {source: trio time at which it is due}
         self._ailing: dict[Source, _Ailing] = {}
+        self._doubtful: dict[Source, Commit] = {}  # the commit that may have been taken
         self._wakes_at = math.inf  # trio time until which `serve` sleeps
         self._sooner = trio.Event()  # something is due before that
         self._one_at_a_time = trio.Lock()
@@ -109,55 +115,116 @@ class Writer:
             sources = list(itertools.islice(due, self._limits.commit_threads))
             for source in sources:
                 del self._dirty[source]
-            taken = [(source, commit) for source in sources if (commit := source.take())]
-            if not taken:
-                self._forget_well(sources)
-                await trio.lowlevel.checkpoint()
-                return
             try:
-                await self._store.commit([commit for _, commit in taken])
+                clear = await self._out_of_doubt(sources)
+                taken = [(source, commit) for source in clear if (commit := source.take())]
+                if not taken:
+                    self._forget_well(clear)
+                    await trio.lowlevel.checkpoint()
+                    return
+                # What failed before must not drag the others into trying one by one again.
+                ailing = [pair for pair in taken if pair[0] in self._ailing]
+                healthy = [pair for pair in taken if pair[0] not in self._ailing]
+                for group in filter(None, (healthy, ailing)):
+                    await self._commit_group(group)
             except trio.Cancelled:
                 # Nothing is lost: what was taken is still the sources' and is taken again.
                 self._dirty.update(dict.fromkeys(sources, -math.inf))
                 raise
-            except Exception as error:  # noqa: BLE001  boundary: one group of commits
-                if len(taken) == 1:
-                    self._refuse(*taken[0], error)
-                else:
-                    await self._commit_singly(taken)
-            else:
-                for source, commit in taken:
-                    self._settle(source, commit)
 
-    async def _commit_singly(self, taken: list[tuple[Source, Commit]]) -> None:
-        for position, (source, commit) in enumerate(taken):
+    async def _commit_group(self, group: list[tuple[Source, Commit]]) -> None:
+        begun = trio.current_time()
+        try:
+            await self._store.commit([commit for _, commit in group])
+        except CommitInDoubtError as error:
+            for source, commit in group:
+                self._doubtful[source] = commit
+                self._postpone(source, commit, error)
+        except Exception as error:  # noqa: BLE001  boundary: one group of commits
+            if len(group) == 1:
+                self._refuse(*group[0], error)
+            else:
+                await self._commit_singly(group, begun)
+        else:
+            for source, commit in group:
+                self._settle(source, commit)
+
+    async def _commit_singly(self, group: list[tuple[Source, Commit]], begun: float) -> None:
+        """Find out whose commit it was that failed; or that it is the store which fails."""
+        some_went = False
+        for position, (source, commit) in enumerate(group, 1):
             try:
                 await self._store.commit([commit])
-            except trio.Cancelled:
-                again = (source for source, _ in taken[position:])
-                self._dirty.update(dict.fromkeys(again, -math.inf))
-                raise
+            except CommitInDoubtError as error:
+                self._doubtful[source] = commit
+                self._postpone(source, commit, error)
             except Exception as error:  # noqa: BLE001  boundary: one commit
                 self._refuse(source, commit, error)
+                seconds = trio.current_time() - begun
+                if not some_went and (position >= _TRIES or seconds > _PATIENCE):
+                    for spared, its_commit in group[position:]:
+                        self._refuse(spared, its_commit, error)
+                    return
             else:
+                some_went = True
                 self._settle(source, commit)
+
+    async def _out_of_doubt(self, sources: list[Source]) -> list[Source]:
+        """Those whose last commit's fate is known; the store is asked where it was not."""
+        clear: list[Source] = []
+        away = False
+        for source in sources:
+            commit = self._doubtful.get(source)
+            if commit is not None:
+                taken = None if away else await self._was_taken(commit)
+                if taken is None:
+                    away = True
+                    self._postpone(source, commit, "the store does not answer")
+                    continue
+                del self._doubtful[source]
+                if taken:
+                    self._settle(source, commit)
+            clear.append(source)
+        return clear
+
+    async def _was_taken(self, commit: Commit) -> bool | None:
+        """Whether the store has it. None if the store cannot be asked just now.
+
+        What has neither entries nor new runs counts as not taken: it may be committed twice.
+        """
+        try:
+            if commit.chunk is not None:
+                thread = await self._store.thread(commit.user_id, commit.thread_id)
+                return thread is not None and thread.last_seq >= commit.chunk.last_seq
+            for run in commit.new_runs:
+                found = await self._store.run(commit.user_id, run.run_id)
+                # Another run may have had that id before.
+                return found is not None and found.created_at == run.created_at
+        except Exception:  # noqa: BLE001  boundary: one question to a store that may be away
+            return None
+        return False
 
     def _settle(self, source: Source, commit: Commit) -> None:
         self._ailing.pop(source, None)
+        self._doubtful.pop(source, None)
         source.settle(commit)  # marks itself again if more has come
 
     def _refuse(self, source: Source, commit: Commit, error: Exception) -> None:
+        # First: what it marks while it is asked must wait for the retry, too.
+        self._postpone(source, commit, error)
+        if not source.refuse(commit, error):
+            del self._ailing[source]
+
+    def _postpone(self, source: Source, commit: Commit, why: object) -> None:
+        """Try that source again, later each time."""
         ailing = self._ailing.get(source)
         delay = min(ailing.delay * 2, _LAST_RETRY) if ailing else _FIRST_RETRY
         _log.warning(
             "a commit failed and is tried again in %.1f s",
             delay,
-            extra={"thread_id": commit.thread_id, "user_id": commit.user_id, "error": repr(error)},
+            extra={"thread_id": commit.thread_id, "user_id": commit.user_id, "error": repr(why)},
         )
-        # Before it is asked: what it marks meanwhile must wait for the retry, too.
         self._ailing[source] = _Ailing(trio.current_time() + delay, delay)
-        if not source.refuse(commit, error):
-            del self._ailing[source]
 
     def _forget_well(self, sources: list[Source]) -> None:
         for source in sources:

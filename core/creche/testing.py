@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from creche._background import open_background
 from creche._errors import ModelError
 from creche._messages import Message, ToolMessage, UserMessage, text_of
 from creche._models import ModelPart, TextDelta, ToolCallRequest, ToolSpec, Usage
@@ -60,11 +61,13 @@ class Pacer:
 @contextlib.asynccontextmanager
 async def open_pacer() -> AsyncIterator[Pacer]:
     """A pacer, its one task alive for as long as the block."""
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         pacer = Pacer()
         nursery.start_soon(pacer.serve)
-        yield pacer
-        nursery.cancel_scope.cancel()
+        try:
+            yield pacer
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 class Directives:

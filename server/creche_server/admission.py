@@ -8,8 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
 
-from creche import InvalidContextError, ThreadId, UserId
-from creche._context import check_id
+from creche import InvalidContextError, ThreadId, UserId, check_id
 from creche_server.auth import NotAuthenticatedError
 from creche_server.services import Services
 from creche_server.wire import codes

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 from itsdangerous import BadData, URLSafeSerializer
 
-from creche import InvalidContextError, UserId
-from creche._context import check_id
+from creche import InvalidContextError, UserId, check_id
 
 TOKEN_PREFIX: Final = "creche_"  # noqa: S105  no secret: it tells what a token is for
 SESSION_COOKIE: Final = "creche_session"

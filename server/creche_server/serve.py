@@ -40,6 +40,7 @@ from creche_server.websocket import serve_chat
 _log: Final = logging.getLogger("creche.serve")
 
 _DELIVERY_TIMEOUT: Final = 2.0  # seconds for the last words and the final flush
+_SLACK: Final = 0.5  # seconds that all of it together may take longer than it should
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -200,7 +201,10 @@ async def _hurry(stop: Stop, supervisor: Supervisor) -> None:
 
 def _grace(settings: Settings) -> float:
     """How long runs may finish by themselves, so that all the rest fits into the time-out."""
-    return max(0.0, settings.shutdown_timeout - settings.cleanup_timeout - _DELIVERY_TIMEOUT)
+    ending = (
+        settings.cleanup_timeout + settings.limits.last_words_timeout + _DELIVERY_TIMEOUT + _SLACK
+    )
+    return max(0.0, settings.shutdown_timeout - ending)
 
 
 def all_agents(own: AgentClassRegistry | None) -> AgentClassRegistry:

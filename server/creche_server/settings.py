@@ -14,8 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from creche import Limits
-from creche._context import check_id
+from creche import Limits, check_id
 
 CONFIG_FILE: Final = "creche.toml"
 

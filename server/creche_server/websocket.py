@@ -23,6 +23,7 @@ from creche import (
     ThreadId,
     UserExecutionContext,
     UserId,
+    new_connection_id,
     new_id,
 )
 from creche_server.admission import RefusedError, Sockets, admit
@@ -102,6 +103,7 @@ class ChatClient:
         self._services = services
         self._user_id = user_id
         self._thread_id = thread_id
+        self._connection_id = new_connection_id(user_id)
         self._subscription: tuple[str, trio.CancelScope] | None = None
         self._caught_up: Callable[[], bool] = lambda: True
         self._progress = trio.lowlevel.ParkingLot()  # woken by whatever the sender has sent
@@ -183,7 +185,7 @@ class ChatClient:
                 user_id=self._user_id,
                 thread_id=self._thread_id,
                 metadata=command.metadata,
-            )
+            ).with_connection(self._connection_id)
             messages = tuple(message.to_message() for message in command.input.messages)
             supervisor = self._services.supervisor
             run = await supervisor.submit(context, command.assistant_id, messages)

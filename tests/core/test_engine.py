@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import trio
 from tests.agui_rules import StockClient, check_history
 from tests.small_world import (
     ADA,
+    BOB,
     THREAD,
     Body,
     TroubledStore,
@@ -48,6 +50,7 @@ from creche import (
     UserMessage,
     events,
     open_journals,
+    open_supervisor,
     tool,
 )
 from creche._engine import as_messages, propose_run
@@ -453,9 +456,9 @@ class TestDeadline:
             try:
                 await trio.sleep_forever()
             finally:
-                with run.cleanup():
+                async with run.cleanup():
                     await trio.sleep(3)
-                with run.cleanup():
+                async with run.cleanup():
                     await trio.sleep_forever()
 
         limits = Limits(run_timeout=30, cleanup_timeout=5)
@@ -569,7 +572,7 @@ class TestWithoutASupervisor:
             try:
                 await trio.sleep_forever()
             finally:
-                with run.cleanup():
+                async with run.cleanup():
                     await trio.sleep_forever()
 
         with trio.move_on_after(10):
@@ -606,6 +609,66 @@ class TestWithoutASupervisor:
         assert trio.current_time() <= 10 + 2 + 2 + 0.1
 
 
+class TestCodeThatLeavesItsScopesOpen:
+    """Trio tells the nursery of the task whose scopes are corrupt, so that must be the run's."""
+
+    @staticmethod
+    async def scope() -> AsyncGenerator[int]:
+        with trio.CancelScope():
+            yield 1
+            yield 2
+
+    @staticmethod
+    async def nursery() -> AsyncGenerator[int]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            yield 1
+            yield 2
+
+    @pytest.mark.parametrize("kind", ["scope", "nursery"])
+    @pytest.mark.parametrize("where", ["agent", "tool"])
+    async def test_ends_its_own_run_only(
+        self,
+        autojump_clock: MockClock,
+        store: TroubledStore,
+        kind: str,
+        where: str,
+    ) -> None:
+        kept: list[AsyncGenerator[int]] = []
+
+        async def leave() -> None:
+            generator: AsyncGenerator[int] = getattr(self, kind)()
+            kept.append(generator)
+            async for _ in generator:
+                break
+
+        @tool
+        async def leaves_it_open() -> None:
+            await leave()
+
+        async def body(run: RunContext) -> None:
+            if where == "agent":
+                await leave()
+            else:
+                await run.call_tool("leaves_it_open", {})
+            await run.emit.text("said")
+
+        async def waits(run: RunContext) -> None:
+            await trio.sleep(1)
+
+        made = infrastructure(store=store, tools=[leaves_it_open], body=body, waits=waits)
+        async with open_supervisor(made) as supervisor:
+            neighbour = await supervisor.start(context(BOB), "waits", "hi")
+            faulty = await supervisor.start(context(ADA), "body", "hi")
+            with trio.fail_after(5):
+                assert (await faulty.ended()).status in {"failed", "success"}
+                assert (await neighbour.ended()).status == "success"
+        for generator in kept:  # what it closes here is gone long since
+            with contextlib.suppress(BaseException):
+                await generator.aclose()
+        await check_the_log(store)
+
+
 class TestReceipt:
     async def test_a_cancelled_run_reports_what_it_left_behind(
         self,
@@ -632,7 +695,7 @@ class TestReceipt:
         assert (outcome.status, receipt.reason) == ("cancelled", "user")
         assert receipt.tools_stopped == ("dawdle",)
         assert receipt.threads_abandoned == ()
-        assert receipt.tasks_ended == 3
+        assert receipt.tasks_ended == 3, "the agent's and two of its own"
         assert (receipt.elapsed_ms, receipt.run_ms) == (2000, 3000)
         terminal = await check_the_log(store)
         assert terminal["metadata"]["creche"]["receipt"]["tools_stopped"] == ["dawdle"]
@@ -686,7 +749,7 @@ class TestReceipt:
                     run._run.cancel("user")
 
                 nursery.start_soon(cancels)
-                with run.cleanup() as scope:
+                async with run.cleanup() as scope:
                     await trio.sleep_forever()
                 assert scope.cancelled_caught
 

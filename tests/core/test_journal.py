@@ -92,6 +92,26 @@ async def test_nobody_but_the_owners_runs_can_say_anything_on_it() -> None:
         assert journal.last_seq == 1
 
 
+async def test_a_read_from_the_store_is_bounded_in_bytes_and_nothing_is_left_out(
+    autojump_clock: MockClock,
+) -> None:
+    """A reader from the beginning must not have a whole log in memory."""
+    store = TroubledStore()
+    limits = Limits(read_bytes=2000, journal_bytes=0)
+    async with a_journal(store, limits) as journal:
+        for _ in range(100):
+            journal.append(event("x" * 100))
+        await journal.committed(100)
+        after, sizes = 0, []
+        while after < 100:
+            entries = await journal.read(after=after)
+            assert [entry.seq for entry in entries] == [*range(after + 1, entries[-1].seq + 1)]
+            sizes.append(sum(len(entry.data) for entry in entries))
+            after = entries[-1].seq
+        assert max(sizes) < 2500
+        assert len(sizes) > 5
+
+
 class TestVisible:
     async def test_a_draft_is_visible_before_it_is_committed(
         self,

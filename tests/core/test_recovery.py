@@ -272,6 +272,22 @@ async def test_what_a_process_left_that_died_in_the_middle_is_ended_by_the_next(
     check_history([item.message for item in await store.messages(ADA, ThreadId(THREAD))])
 
 
+async def test_only_what_was_ended_is_counted() -> None:
+    class Refuses(MemoryStore):
+        refuses = False
+
+        async def commit(self, commits: Sequence[Commit]) -> None:
+            if self.refuses and commits[0].user_id == BOB:
+                raise OSError("the disk is gone")
+            await super().commit(commits)
+
+    store = Refuses()
+    await store.commit([left([started()]), left([started()], user=BOB)])
+    store.refuses = True
+    assert await end_lost_runs(store) == 1
+    assert [run.user_id for run in await store.unfinished_runs()] == [BOB]
+
+
 async def test_a_run_that_was_cancelled_in_the_queue_stays_cancelled() -> None:
     """Somebody was told so, and its events only waited for those of the run before it."""
     store = MemoryStore()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -153,7 +153,51 @@ class TestGathering:
         assert (one.settled, two.settled) == (2, 1)
 
 
+class SlowToFail(TroubledStore):
+    """A store that is away: each commit takes five seconds to fail."""
+
+    async def commit(self, commits: Sequence[Commit]) -> None:
+        if any(map(self.refuses, commits)):
+            await trio.sleep(5)
+        await super().commit(commits)
+
+
 class TestFailing:
+    async def test_a_store_that_is_away_is_not_asked_again_for_each_of_a_group(
+        self,
+        autojump_clock: MockClock,
+    ) -> None:
+        """A hundred time-outs one after the other are minutes; who waits must be told before."""
+        store = SlowToFail()
+        store.refuses = lambda _: True
+        piles = [Pile(f"pile-{number}").add() for number in range(50)]
+        async with serving(store) as writer:
+            for pile in piles:
+                writer.mark(pile, urgent=True)
+            await trio.sleep(10.01)
+            assert [len(pile.errors) for pile in piles] == [1] * 50
+            store.refuses = lambda _: False
+            await trio.sleep(10)
+            assert [pile.settled for pile in piles] == [1] * 50
+
+    async def test_what_failed_is_not_tried_together_with_what_did_not(
+        self,
+        store: TroubledStore,
+        autojump_clock: MockClock,
+    ) -> None:
+        bad = Pile("bad").add()
+        good = [Pile(f"good-{number}") for number in range(5)]
+        store.refuses = lambda commit: commit.thread_id == "bad"
+        async with serving(store) as writer:
+            writer.mark(bad, urgent=True)
+            await trio.sleep(0.01)
+            for _ in range(20):
+                for pile in good:
+                    writer.mark(pile.add(), urgent=False)
+                await trio.sleep(0.1)
+        together = {frozenset(names) for _, names in groups(store)}
+        assert together == {frozenset({"bad"}), frozenset(pile.name for pile in good)}
+
     async def test_one_bad_row_harms_only_its_owner(
         self,
         store: TroubledStore,

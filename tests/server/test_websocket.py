@@ -493,7 +493,7 @@ class TestCancelling:
             try:
                 await trio.sleep_forever()
             finally:
-                with run.cleanup():
+                async with run.cleanup():
                     cleaning.set()
                     await go.wait()
                     cleaned.append("up")
@@ -840,7 +840,7 @@ class TestACommand:
             try:
                 await trio.sleep_forever()
             finally:
-                with run.cleanup():
+                async with run.cleanup():
                     await go.wait()
 
         async with open_server(tmp_path, {"slow": slow_to_end}) as server:

@@ -15,6 +15,8 @@ from creche_server.data_directory import AlreadyServedError, locked_file
 
 CHECK_INTERVAL: Final = 2.0  # seconds
 
+_RELEASE_TIMEOUT: Final = 1.0  # seconds
+
 _CLAIM: Final = 0x63726564  # any number that is ours alone; PostgreSQL only
 
 _log: Final = logging.getLogger("creche.database")
@@ -34,12 +36,16 @@ async def open_claim(
         with locked_file(f"{engine.url.database}.lock", _refusal(engine)):
             yield
         return
-    with contextlib.closing(_Claim(engine)) as claim:
+    claim = _Claim(engine)
+    try:
         await trio.to_thread.run_sync(claim.take)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_keep, claim, check_interval)
             yield
             nursery.cancel_scope.cancel()
+    finally:
+        with trio.move_on_after(_RELEASE_TIMEOUT, shield=True):
+            await trio.to_thread.run_sync(claim.release, abandon_on_cancel=True)
 
 
 async def _keep(claim: _Claim, check_interval: float) -> None:
@@ -79,7 +85,16 @@ class _Claim:
         if self._holder is None:
             self.take()
 
+    def release(self) -> None:
+        """Give it back, for the next server to have at once."""
+        if self._holder is not None:
+            # PostgreSQL takes its time to notice that a connection is gone.
+            with contextlib.suppress(SQLAlchemyError):
+                self._holder.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _CLAIM})
+            self.close()
+
     def close(self) -> None:
+        """Give up the connection, and with it the claim."""
         holder, self._holder = self._holder, None
         if holder is not None:
             holder.close()

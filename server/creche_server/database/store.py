@@ -23,10 +23,12 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
 
 from creche import (
     Chunk,
     Commit,
+    CommitInDoubtError,
     RunId,
     RunRecord,
     StoredMessage,
@@ -73,10 +75,19 @@ class SqlStore:
         await trio.to_thread.run_sync(self._commit, commits, limiter=self._writer)
 
     def _commit(self, commits: Sequence[Commit]) -> None:
-        with self._writing.begin() as connection:
-            if not self._walled:
-                self._write(connection, commits)
-                return
+        with self._writing.connect() as connection, connection.begin() as transaction:
+            self._write_all(connection, commits)
+            try:
+                transaction.commit()
+            except SQLAlchemyError as error:
+                connection.invalidate(error)  # whatever state it is in, nobody else is to meet it
+                msg = "the database did not say whether it took a transaction"
+                raise CommitInDoubtError(msg) from error
+
+    def _write_all(self, connection: Connection, commits: Sequence[Commit]) -> None:
+        if not self._walled:
+            self._write(connection, commits)
+        else:
             by_user = sorted(commits, key=lambda commit: commit.user_id)
             for user_id, own in itertools.groupby(by_user, lambda commit: commit.user_id):
                 self._become(connection, user_id)

@@ -9,8 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from quart import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import NotFound
 
-from creche import NewThread, RunRecord, StoredMessage, ThreadId, ThreadRecord, UserId, new_id
-from creche._context import check_id
+from creche import (
+    NewThread,
+    RunRecord,
+    StoredMessage,
+    ThreadId,
+    ThreadRecord,
+    UserId,
+    check_id,
+    new_id,
+)
 from creche_server.http.identity import current_user
 from creche_server.services import Services
 

@@ -14,7 +14,8 @@ import pytest
 import trio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, event, inspect, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 from tests.server.database.postgres import new_database
 from tests.server.running import CommandError, eventually, open_server, settings_for
 from tests.small_world import log_of
@@ -23,6 +24,7 @@ from tests.store_contract import ADA, BOB, T1, StoreContract, chunk, commit, rec
 from creche import (
     AssistantMessage,
     Commit,
+    CommitInDoubtError,
     MessageId,
     NewThread,
     RunId,
@@ -366,6 +368,24 @@ class TestTheClaim:
 
 
 class TestOnBoth:
+    async def test_a_commit_whose_answer_is_lost_is_in_doubt(self, url: str) -> None:
+        """It may have been taken; any other failure has changed nothing."""
+        async with open_database(url) as store:
+            lost = OperationalError("COMMIT", None, Exception("the line went dead"))
+
+            def lose(_connection: Connection) -> None:
+                raise lost
+
+            event.listen(store._engine, "commit", lose)
+            with pytest.raises(CommitInDoubtError):
+                await store.commit([commit()])
+            event.remove(store._engine, "commit", lose)
+            await store.commit([commit()])
+            with pytest.raises(IntegrityError):
+                await store.commit(
+                    [commit(thread=ThreadId("absent"), opens=None, chunk=chunk(1, 1))]
+                )
+
     @pytest.mark.parametrize("words", ["a\0b", "\0"])
     async def test_words_with_a_nul_are_kept(self, url: str, words: str) -> None:
         """A model may say it; if it cannot be stored, its run never ends."""
