@@ -155,17 +155,14 @@ class ToolCalls:
 
     async def _in_process(self, called: Tool, arguments: str) -> Answer:
         async with self._share.workers:
-            try:
-                return await call_in_process(
-                    called,
-                    arguments,
-                    most_bytes=self._limits.run_bytes,
-                    kill_timeout=self._limits.stop_timeout,
-                    outlived=functools.partial(self.abandoned.append, called.name),
-                )
-            except trio.Cancelled:
-                self.killed.append(called.name)
-                raise
+            return await call_in_process(
+                called,
+                arguments,
+                most_bytes=self._limits.run_bytes,
+                kill_timeout=self._limits.stop_timeout,
+                killed=functools.partial(self.killed.append, called.name),
+                outlived=functools.partial(self.abandoned.append, called.name),
+            )
 
     def _failed(self, call_id: ToolCallId, name: str, error: BaseException) -> ToolResult:
         passing, fault = split(error)

@@ -49,12 +49,14 @@ async def call_in_process(
     *,
     most_bytes: int,
     kill_timeout: float,
+    killed: Callable[[], None],
     outlived: Callable[[], None],
 ) -> Answer:
     """Call the tool with these arguments, which fit its schema, in a process of its own.
 
-    The process and its group are killed before this returns or raises. One that the kernel
-    does not let die within `kill_timeout` seconds is left, and `outlived` is called to say so.
+    The process and its group are killed before this returns or raises; `killed` is called if
+    that was in the middle of its work, on a cancel. One that the kernel does not let die within
+    `kill_timeout` seconds is left, and `outlived` is called to say so.
 
     Raises ToolProcessError and RunError for a failure of the tool, whatever way it found to
     end: an exception, an exit, a signal, a result that has no JSON or is over `most_bytes`.
@@ -84,6 +86,9 @@ async def call_in_process(
             if len(received) > most_bytes:
                 msg = f"its result is larger than {most_bytes} bytes"
                 raise ToolProcessError(msg)
+    except trio.Cancelled:
+        killed()
+        raise
     finally:
         # Before it is reaped: until then its number cannot be another's.
         with contextlib.suppress(ProcessLookupError, PermissionError):
