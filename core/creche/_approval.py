@@ -37,7 +37,8 @@ class ApprovalRequest:
     context: UserExecutionContext
     tool_name: str
     tool_call_id: ToolCallId
-    arguments: str  # canonical JSON, whole: who shows it to others redacts it
+    # Canonical JSON, whole: who shows it to others redacts it, as `repr` leaves it out.
+    arguments: str = dataclasses.field(repr=False)
     id: str = dataclasses.field(default_factory=new_id)  # of this asking: an answer serves once
 
     @property
