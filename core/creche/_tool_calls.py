@@ -13,9 +13,8 @@ import trio
 
 from creche._approval import ApprovalRequest, Approver, ask
 from creche._arguments import ArgumentsError, canonical_json, parse_arguments
-from creche._barrier import leaves, split
+from creche._barrier import split
 from creche._context import ToolCallId, UserExecutionContext
-from creche._errors import RunError
 from creche._limits import Limits
 from creche._quotas import ToolShare
 from creche._redaction import redact_text
@@ -28,7 +27,7 @@ from creche._tools import (
     ToolResult,
     content_of,
     failure,
-    words_of,
+    failure_words,
 )
 
 _log: Final = logging.getLogger("creche.tools")
@@ -177,12 +176,8 @@ class ToolCalls:
             exc_info=fault,
             extra={**_identity(self._context), "tool_call_id": call_id},
         )
-        for leaf in leaves(fault):
-            if isinstance(leaf, RunError):
-                return failure(call_id, redact_text(str(leaf.message)))
-        words = words_of(fault)
-        if not isinstance(fault, ToolProcessError):  # which has them from the other side
-            words = f"{type(fault).__name__}: {words}"
+        # One from another process has its words from there.
+        words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
         return failure(call_id, redact_text(words))
 
 

@@ -19,7 +19,6 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from creche._errors import RunError
 from creche._tools import Tool
 
 # A fresh interpreter looks for modules where we do before it imports any.
@@ -38,8 +37,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     content: str = ""  # what the model reads
     value: Any = None  # plain data
-    failure: str | None = None
-    is_run_error: bool = False  # then `failure` may be told as it stands
+    failure: str | None = None  # in words
     traceback: str = ""
 
 
@@ -58,8 +56,8 @@ async def call_in_process(
     that was in the middle of its work, on a cancel. One that the kernel does not let die within
     `kill_timeout` seconds is left, and `outlived` is called to say so.
 
-    Raises ToolProcessError and RunError for a failure of the tool, whatever way it found to
-    end: an exception, an exit, a signal, a result that has no JSON or is over `most_bytes`.
+    Raises ToolProcessError for a failure of the tool, whatever way it found to end: an
+    exception, an exit, a signal, a result that has no JSON or is over `most_bytes`.
     """
     job = {
         "path": sys.path,
@@ -110,8 +108,6 @@ def _checked(received: bytes, returncode: int | None) -> Answer:
         raise ToolProcessError(_ending(returncode)) from None
     if answer.failure is None:
         return answer
-    if answer.is_run_error:
-        raise RunError(answer.failure)
     error = ToolProcessError(answer.failure)
     error.add_note(answer.traceback)
     raise error

@@ -17,10 +17,8 @@ from typing import Final
 
 import msgspec
 
-from creche._barrier import leaves
-from creche._errors import RunError
 from creche._tool_processes import Answer
-from creche._tools import Tool, content_of, tool, words_of
+from creche._tools import Tool, content_of, failure_words, tool
 
 _ENOUGH: Final = 1024
 
@@ -59,10 +57,7 @@ def _answer(job: Mapping[str, str]) -> Answer:
         plain = msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))
         return Answer(content=content_of(value), value=plain)
     except BaseException as error:  # noqa: BLE001  boundary: one tool, told to who waits
-        for leaf in leaves(error):
-            if isinstance(leaf, RunError):
-                return Answer(failure=str(leaf.message), is_run_error=True)
         return Answer(
-            failure=f"{type(error).__name__}: {words_of(error)}",
+            failure=failure_words(error),
             traceback="".join(traceback.format_exception(error)),
         )

@@ -14,8 +14,9 @@ from typing import Any, overload
 
 import msgspec
 
+from creche._barrier import leaves
 from creche._context import ToolCallId, UserExecutionContext
-from creche._errors import ToolDefinitionError
+from creche._errors import RunError, ToolDefinitionError
 from creche._models import ToolSpec
 from creche._redaction import printable
 
@@ -231,9 +232,13 @@ def content_of(value: Any) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()
 
 
-def words_of(error: BaseException) -> str:
-    """What an error says of itself."""
+def failure_words(error: BaseException) -> str:
+    """What an error says of itself: a RunError's own words, of any other its type, too."""
+    for leaf in leaves(error):
+        if isinstance(leaf, RunError):
+            return str(leaf.message)
     try:
-        return str(error)
+        words = str(error)
     except Exception:  # noqa: BLE001  boundary: one tool, whose error cannot even be printed
-        return "it cannot be printed"
+        words = "it cannot be printed"
+    return f"{type(error).__name__}: {words}"

@@ -156,6 +156,7 @@ REFUSED = [
     (dict[str, Point], '{"key": {"x": 1, "z": 1}}', "`z`"),
     (Pair, '[{"x": 1, "z": 1}]', "`z` - at `$.a[0]`"),
     (Pair, '[{"x": 1}, 2, 3]', "at most length 2"),
+    (Pair | dict[str, int], '[{"x": 1}, 2, 3]', "at most length 2"),
     (Spot, "[1, 2, 3]", "2"),
     (tuple[int, str], '[1, "a", 2]', "length 2"),
     (tuple[Point, ...], '[{"x": 1, "z": 1}]', "`z`"),
