@@ -39,21 +39,21 @@ def echo(words: str) -> str:
 @tool(process=True)
 def hang(pids: str) -> None:
     """Write down who works, here and in a program, and never end."""
-    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     _write(pids, os.getpid(), program.pid)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
-        time.sleep(600)
+        time.sleep(60)
 
 
 @tool(process=True)
 def leave_behind(pids: str) -> str:
     """End well, leaving a program and a fork behind, which holds all that it inherited."""
-    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     fork = os.fork()
     if not fork:
-        time.sleep(600)
-    threading.Thread(target=time.sleep, args=(600,)).start()
+        time.sleep(60)
+    threading.Thread(target=time.sleep, args=(60,)).start()
     _write(pids, os.getpid(), program.pid, fork)
     return "done"
 
@@ -90,7 +90,7 @@ def end(how: str) -> Any:  # noqa: PLR0912  a table of ways
             return "x" * 3_000_000
         case "closes all":
             os.closerange(0, 100)
-            time.sleep(600)
+            time.sleep(60)
     return None
 
 

@@ -24,6 +24,13 @@ class TestRate:
         assert rate.take(101.0) == 0.0
         assert rate.take(101.0) == pytest.approx(1.0)
 
+    @pytest.mark.parametrize("now", [0.0, 0.1, 123456.789])
+    def test_a_full_minutes_worth_is_not_one_less_by_rounding(self, now: float) -> None:
+        for per_minute in range(1, 200):
+            rate = Rate(per_minute)
+            assert [rate.take(now) for _ in range(per_minute)] == [0.0] * per_minute
+            assert rate.take(now) > 0
+
     def test_who_was_refused_is_not_pushed_further_back_by_asking(self) -> None:
         rate = Rate(1)
         assert rate.take(0.0) == 0.0
