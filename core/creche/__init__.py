@@ -6,6 +6,7 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 
 from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
+from creche._approval import Approval, ApprovalRequest, Approver
 from creche._barrier import leaves, split
 from creche._context import (
     ConnectionId,
@@ -21,6 +22,7 @@ from creche._context import (
     new_connection_id,
     new_id,
 )
+from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter
 from creche._engine import ExecutionEngine
 from creche._errors import (
@@ -59,6 +61,7 @@ from creche._messages import (
     text_of,
 )
 from creche._models import Model, ModelPart, TextDelta, ToolCallRequest, ToolSpec, Usage
+from creche._quotas import ToolQuotas
 from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import CancelReason, Receipt, Run, RunContext, RunOutcome
@@ -75,12 +78,16 @@ from creche._store import (
     new_epoch,
 )
 from creche._supervisor import Supervisor, open_supervisor
-from creche._tools import StopFlag, Tool, ToolContext, ToolDispatcher, ToolResult, tool
+from creche._tool_calls import ToolPolicy
+from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
 
 __all__ = [
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
+    "Approval",
+    "ApprovalRequest",
+    "Approver",
     "AssistantMessage",
     "CancelReason",
     "Chunk",
@@ -138,6 +145,8 @@ __all__ = [
     "ToolDefinitionError",
     "ToolDispatcher",
     "ToolMessage",
+    "ToolPolicy",
+    "ToolQuotas",
     "ToolResult",
     "ToolSpec",
     "UnknownAgentError",

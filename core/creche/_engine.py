@@ -13,6 +13,7 @@ import trio
 from creche import _events as events
 from creche._barrier import leaves, split
 from creche._context import MessageId, UserExecutionContext, logged_context, new_id
+from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter, timestamp
 from creche._errors import CrecheError, RunError, StoreUnavailableError
 from creche._infrastructure import Infrastructure
@@ -20,10 +21,10 @@ from creche._journal import Journal
 from creche._journals import open_journals
 from creche._messages import Message, UserMessage, encode_message, text_of
 from creche._models import Usage
+from creche._quotas import ToolQuotas
 from creche._redaction import printable, redact_text, redact_value
 from creche._run import Receipt, Run, RunContext, RunOutcome
 from creche._store import NewThread, RunRecord, RunStatus, StoredMessage, now
-from creche._tools import ToolDispatcher
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -38,11 +39,18 @@ History = Callable[[], Awaitable[Sequence[Message]]]
 class ExecutionEngine:
     """Executes one run, once. Opened for a context by `create_user_engine`."""
 
-    def __init__(self, run: Run, infrastructure: Infrastructure, journal: Journal) -> None:
+    def __init__(
+        self,
+        run: Run,
+        infrastructure: Infrastructure,
+        journal: Journal,
+        quotas: ToolQuotas | None = None,
+    ) -> None:
         self._run = run
         self._infrastructure = infrastructure
         self._journal = journal
         self._limits = infrastructure.limits
+        self._quotas = quotas or ToolQuotas(infrastructure.limits)
         self._emitter = EventEmitter(run.context, journal, infrastructure.limits)
         self._spent = False
 
@@ -97,25 +105,29 @@ class ExecutionEngine:
         run.first_seq = self._journal.last_seq + 1
         run.started_at = now()
         self._emitter.begin(asked, run_record(run, "running"))
-        dispatcher = ToolDispatcher(
-            run.context,
-            self._infrastructure.tools_of(run.agent),
-            self._emitter,
-            self._limits,
-        )
-        finish = _Finish(started=started, dispatcher=dispatcher)
-        logged = logged_context.set(run.context)
-        try:
-            await self._barrier(finish, history)
-        finally:
-            logged_context.reset(logged)
-            # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows are
-            # committed, so it gets its terminal event.
-            outcome = self._decide(finish)
-            self._emitter.close_open()
-            seq = self._say_the_end(outcome, self._usage(finish.usage))
-            await self._commit_the_end(seq)
-            run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
+        with self._quotas.share(run.user_id) as share:
+            dispatcher = ToolDispatcher(
+                run.context,
+                self._infrastructure.tools_of(run.agent),
+                self._emitter,
+                self._limits,
+                share=share,
+                policy=self._infrastructure.tool_policy,
+                approver=self._infrastructure.approver,
+            )
+            finish = _Finish(started=started, dispatcher=dispatcher)
+            logged = logged_context.set(run.context)
+            try:
+                await self._barrier(finish, history)
+            finally:
+                logged_context.reset(logged)
+                # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
+                # are committed, so it gets its terminal event.
+                outcome = self._decide(finish)
+                self._emitter.close_open()
+                seq = self._say_the_end(outcome, self._usage(finish.usage))
+                await self._commit_the_end(seq)
+                run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
         return outcome
 
     async def _replay_the_end(
@@ -238,6 +250,7 @@ class ExecutionEngine:
             tasks_ended=run._tasks_at_cancel,  # noqa: SLF001
             tools_stopped=tuple(map(str, finish.dispatcher.stopped)),
             threads_abandoned=tuple(map(str, finish.dispatcher.abandoned)),
+            processes_killed=tuple(map(str, finish.dispatcher.killed)),
         )
 
     def _usage(self, noted: list[tuple[str, Usage]]) -> tuple[events.TokenUsage, ...] | None:

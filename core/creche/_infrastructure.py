@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from creche._agents import Agent, AgentClassRegistry
+from creche._approval import Approver
 from creche._limits import Limits
 from creche._models import Model
 from creche._store import MemoryStore, Store
+from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tools import Tool
 
 
@@ -20,12 +22,18 @@ class Infrastructure:
     `agents` may be a plain mapping of names to classes. `tools` are those that agents ask for
     by name. `models["default"]` is the one that an agent gets if it names none.
 
+    `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
+    when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
+    each call of an `approval=True` tool; without one such calls are refused.
+
     Raises ValueError if an agent asks for a tool that is not there.
     """
 
     agents: AgentClassRegistry | Mapping[str, type[Agent]]
     tools: Sequence[Tool] = ()
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict[str, Model])
+    tool_policy: ToolPolicy = allow_every_tool
+    approver: Approver | None = None
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
     registry: AgentClassRegistry = dataclasses.field(init=False)

@@ -15,17 +15,20 @@ class Limits:
     # a run
     run_timeout: float = 600.0
     tool_timeout: float = 60.0
+    approval_timeout: float = 300.0  # before a tool's own time begins
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
     last_words_timeout: float = 0.5  # on top of that, for the commit of the terminal event
     stop_timeout: float = 1.0  # how long a sync tool may take to heed its stop flag
     max_turns: int = 20  # model calls of one ModelAgent run
     history_runs: int = 50  # of a thread's latest runs, whose messages an agent is given
-    tool_threads: int = 4  # sync tools of one run at once
+    tool_calls: int = 200  # of one run
     run_bytes: int = 16 * MIB  # everything that one run says
     uncommitted_bytes: int = MIB  # what a run may be ahead of the store before `emit` waits
 
     # a user, a thread, the process
     runs_per_user: int = 100  # running or queued
+    tool_calls_per_minute: int = 600  # of one user
+    tool_threads: int = 4  # sync tools of one user at once, in threads or processes
     runs_per_thread: int = 20  # one runs, the others wait their turn
     runs: int = 10_000
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import trio
 
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
+from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter
 from creche._errors import RunError
 from creche._limits import Limits
 from creche._messages import Message
 from creche._models import Model, Usage
 from creche._store import RunStatus, now
-from creche._tools import ToolDispatcher, ToolResult
+from creche._tools import ToolResult
 
 CancelReason = Literal["user", "disconnect", "deadline", "budget", "superseded", "shutdown"]
 
@@ -33,6 +34,7 @@ class Receipt:
     tasks_ended: int  # that were alive when the end was asked for
     tools_stopped: tuple[str, ...] = ()
     threads_abandoned: tuple[str, ...] = ()  # tools whose threads would not stop
+    processes_killed: tuple[str, ...] = ()  # tools whose processes were killed at work
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes into `metadata.creche.receipt`."""

@@ -22,6 +22,7 @@ from creche._infrastructure import Infrastructure
 from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
 from creche._messages import Message
+from creche._quotas import ToolQuotas
 from creche._run import CancelReason, Run
 
 _log: Final = logging.getLogger("creche.supervisor")
@@ -46,6 +47,7 @@ class Supervisor:
         self._runs: dict[UserId, dict[RunId, Run]] = {}
         # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.
         self._deletions: dict[tuple[UserId, ThreadId], int] = {}
+        self._quotas = ToolQuotas(infrastructure.limits)
         self._draining = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -264,7 +266,7 @@ class Supervisor:
                 if item.run_id == run.run_id or item.run_id not in waiting
             ]
 
-        engine = ExecutionEngine(run, self.infrastructure, journal)
+        engine = ExecutionEngine(run, self.infrastructure, journal, self._quotas)
         await engine.execute(asked, history)
 
     @contextlib.asynccontextmanager

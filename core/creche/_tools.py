@@ -1,4 +1,4 @@
-"""Typed functions that an agent may call, and the dispatcher that calls them for one run."""
+"""Typed functions that an agent may call, their schemas made from type hints; a call's result."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ import copy
 import dataclasses
 import functools
 import inspect
-import logging
 import threading
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, overload
+from typing import Any, overload
 
 import msgspec
-import trio
 
-from creche import _events as events
-from creche._barrier import leaves, split
-from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
-from creche._emitter import EventEmitter, new_tool_call_id, timestamp
+from creche._barrier import leaves
+from creche._context import ToolCallId, UserExecutionContext
 from creche._errors import RunError, ToolDefinitionError
-from creche._limits import Limits
 from creche._models import ToolSpec
-from creche._redaction import printable, redact_text
-
-_log: Final = logging.getLogger("creche.tools")
+from creche._redaction import printable
 
 
 class StopFlag:
@@ -66,8 +59,11 @@ class Tool:
     function: Callable[..., Any]
     arguments: type[msgspec.Struct]  # one field a parameter; refuses what is not declared
     parameters: Mapping[str, Any]  # the same as JSON Schema
+    shape: msgspec.inspect.Type  # the same as msgspec tells of it
     context_parameter: str | None  # gets a ToolContext
     is_async: bool
+    process: bool = False  # runs in a process that can be killed
+    approval: bool = False  # somebody must approve each call
 
     @property
     def spec(self) -> ToolSpec:
@@ -86,6 +82,8 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
+    process: bool = False,
+    approval: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -93,6 +91,8 @@ def tool(
     *,
     name: str | None = None,
     description: str | None = None,
+    process: bool = False,
+    approval: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function, `async` or not.
 
@@ -100,14 +100,30 @@ def tool(
     arguments are checked against. A parameter annotated `ToolContext` is not the model's to
     give: it gets the caller's context and a stop flag. A sync function runs in a thread.
 
-    Raises ToolDefinitionError for a parameter without a type hint, `*args` or `**kwargs`.
+    `process=True` runs a sync function in a process of its own, which is killed, with whatever
+    it started, when the call is cancelled or takes too long. Such a function stands at the top
+    of a module that a fresh interpreter can import, takes no ToolContext, and its result comes
+    back as plain data.
+
+    `approval=True` asks the infrastructure's approver before every call.
+
+    Raises ToolDefinitionError for a parameter without a type hint, `*args`, `**kwargs`, and a
+    function that a process could not find.
     """
-    if function is None:
-        return lambda function: _made(function, name, description)
-    return _made(function, name, description)
+    made = functools.partial(
+        _made, name=name, description=description, process=process, approval=approval
+    )
+    return made if function is None else made(function)
 
 
-def _made(function: Callable[..., Any], name: str | None, description: str | None) -> Tool:
+def _made(
+    function: Callable[..., Any],
+    *,
+    name: str | None,
+    description: str | None,
+    process: bool,
+    approval: bool,
+) -> Tool:
     name = name or function.__name__
     hints = typing.get_type_hints(function, include_extras=True)
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
@@ -132,15 +148,38 @@ def _made(function: Callable[..., Any], name: str | None, description: str | Non
     except TypeError as error:
         msg = f"tool {name!r}: {error}"
         raise ToolDefinitionError(msg) from error
+    if process:
+        _check_can_be_found(name, function, context_parameter)
     return Tool(
         name=name,
         description=description or inspect.cleandoc(function.__doc__ or ""),
         function=function,
         arguments=arguments,
         parameters=MappingProxyType(schema),
+        shape=msgspec.inspect.type_info(arguments),
         context_parameter=context_parameter,
         is_async=inspect.iscoroutinefunction(function),
+        process=process,
+        approval=approval,
     )
+
+
+def _check_can_be_found(
+    name: str, function: Callable[..., Any], context_parameter: str | None
+) -> None:
+    """Raise ToolDefinitionError unless a fresh interpreter can import the function and run it."""
+    why: str | None = None
+    if inspect.iscoroutinefunction(function):
+        why = "it is async; write `def`, since it has the process to itself"
+    elif context_parameter is not None:
+        why = "a ToolContext cannot follow it there; take what it needs as arguments"
+    elif not function.__qualname__.isidentifier():
+        why = f"{function.__qualname__} cannot be imported; put it at the top of its module"
+    elif function.__module__ == "__main__":
+        why = "__main__ cannot be imported again; put it into a module of its own"
+    if why is not None:
+        msg = f"tool {name!r} cannot run in a process: {why}"
+        raise ToolDefinitionError(msg)
 
 
 def _object_schema(arguments: type[msgspec.Struct]) -> dict[str, Any]:
@@ -151,6 +190,9 @@ def _object_schema(arguments: type[msgspec.Struct]) -> dict[str, Any]:
     )
     top = dict(definitions.pop(schema["$ref"].removeprefix("#/$defs/")))
     top.pop("title", None)
+    for definition in definitions.values():
+        if "properties" in definition:
+            definition.setdefault("additionalProperties", False)  # see `_arguments`
     if definitions:
         top["$defs"] = definitions
     return top
@@ -164,202 +206,25 @@ class ToolResult:
     content: str  # what the model reads
     value: Any = None  # what the function returned
     error: str | None = None  # why it failed, or None
+    retry_after: float | None = None  # seconds until another try has a chance, where waiting helps
 
     @property
     def ok(self) -> bool:
         return self.error is None
 
 
-class ToolDispatcher:
-    """The tools that one run may call. Made for the run, and gone with it."""
-
-    def __init__(
-        self,
-        context: UserExecutionContext,
-        tools: Iterable[Tool],
-        emitter: EventEmitter,
-        limits: Limits,
-    ) -> None:
-        self._context = context
-        self._tools = MappingProxyType({tool.name: tool for tool in tools})
-        self._emitter = emitter
-        self._limits = limits
-        self._threads = trio.CapacityLimiter(limits.tool_threads)
-        self.stopped: list[str] = []  # names of tools that the run's end interrupted
-        self.abandoned: list[str] = []  # names of tools whose threads would not stop
-
-    @property
-    def specs(self) -> tuple[ToolSpec, ...]:
-        """What a model may be told."""
-        return tuple(tool.spec for tool in self._tools.values())
-
-    async def dispatch(
-        self,
-        name: str,
-        params: Mapping[str, Any] | str,
-        *,
-        tool_call_id: ToolCallId | None = None,
-        parent_message_id: MessageId | None = None,
-    ) -> ToolResult:
-        """Call a tool, saying so in events: start, arguments, end, result.
-
-        `params` is the arguments object or its JSON text. Whatever goes wrong in the call (an
-        unknown tool, wrong arguments, the tool's own error, its deadline) is a result that says
-        so in words that a model can act on.
-        """
-        call_id = tool_call_id or new_tool_call_id()
-        arguments, faulty = _as_json(params)
-        await self._emitter.emit(
-            events.ToolCallStart(
-                tool_call_id=call_id,
-                tool_call_name=name,
-                parent_message_id=parent_message_id,
-                timestamp=timestamp(),
-            ),
-        )
-        await self._emitter.emit(events.ToolCallArgs(tool_call_id=call_id, delta=arguments))
-        await self._emitter.emit(events.ToolCallEnd(tool_call_id=call_id))
-        result = faulty(call_id) if faulty else await self._result(call_id, name, arguments)
-        await self._emitter.emit(
-            events.ToolCallResult(
-                message_id=MessageId(new_id()),
-                tool_call_id=call_id,
-                content=result.content,
-                role="tool",
-                timestamp=timestamp(),
-                metadata=None if result.ok else {"creche": {"error": True}},
-            ),
-        )
-        return result
-
-    async def _result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
-        called = self._tools.get(name)
-        if called is None:
-            return _failure(call_id, f"There is no tool named {name!r}.")
-        try:
-            checked = msgspec.json.decode(arguments or "{}", type=called.arguments)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            return _failure(call_id, f"The arguments do not fit the tool's schema: {error}")
-        keywords = {field: getattr(checked, field) for field in checked.__struct_fields__}
-        stop = StopFlag()
-        if called.context_parameter is not None:
-            keywords[called.context_parameter] = ToolContext(self._context, call_id, stop)
-        call = functools.partial(called.function, **keywords)
-        with trio.move_on_after(self._limits.tool_timeout):
-            try:
-                value = await (call() if called.is_async else self._in_thread(called, call, stop))
-                content = _content(value)
-                return ToolResult(tool_call_id=call_id, content=content, value=value)
-            # Boundary: one tool. SystemExit, GeneratorExit and another library's CancelledError
-            # are BaseExceptions, and one tool may end neither its run nor the process.
-            except BaseException as error:  # noqa: BLE001
-                return self._failed(call_id, name, error)
-        self.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
-        return _failure(
-            call_id,
-            f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
-        )
-
-    def _failed(self, call_id: ToolCallId, name: str, error: BaseException) -> ToolResult:
-        passing, fault = split(error)
-        if passing is not None or fault is None:
-            self.stopped.append(name)
-            if fault is not None:
-                _log.warning("tool %s failed while it was stopped", name, exc_info=fault)
-            raise passing or error
-        _log.warning(
-            "tool %s failed",
-            name,
-            exc_info=fault,
-            extra={**_identity(self._context), "tool_call_id": call_id},
-        )
-        for leaf in leaves(fault):
-            if isinstance(leaf, RunError):
-                return _failure(call_id, redact_text(str(leaf.message)))
-        return _failure(call_id, redact_text(f"{type(fault).__name__}: {_words_of(fault)}"))
-
-    async def _in_thread(self, called: Tool, call: Callable[[], Any], stop: StopFlag) -> Any:
-        """Run a sync tool in a thread that is asked to stop when its run ends.
-
-        Trio's own means do not do: an abandoned thread is left at the instant of the cancel,
-        and `from_thread.check_cancelled` never raises under a shield. So the hop is shielded by
-        a scope of its own, and on cancel the tool has `stop_timeout` to heed its flag before
-        that scope is cancelled, which abandons the thread.
-        """
-        outcome: list[Callable[[], Any]] = []
-        begun = threading.Event()
-        done = trio.Event()
-        hop = trio.CancelScope(shield=True)
-
-        def guarded() -> Callable[[], Any]:
-            begun.set()
-            if stop:
-                return lambda: None  # nobody waits for it any more
-            try:
-                value = call()
-            except KeyboardInterrupt as error:
-                # Signals reach the main thread only, so this one is the tool's own doing.
-                return functools.partial(_raise, RuntimeError(repr(error)))
-            except BaseException as error:  # noqa: BLE001  boundary: one tool, handed on
-                return functools.partial(_raise, error)
-            return lambda: value
-
-        async def hopping() -> None:
-            with hop:
-                outcome.append(
-                    await trio.to_thread.run_sync(
-                        guarded,
-                        abandon_on_cancel=True,
-                        limiter=self._threads,
-                    ),
-                )
-            done.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(hopping)
-            try:
-                await done.wait()
-            except trio.Cancelled:
-                stop.set()
-                if begun.is_set():
-                    with trio.move_on_after(self._limits.stop_timeout, shield=True):
-                        await done.wait()
-                    if not done.is_set():
-                        self.abandoned.append(called.name)
-                hop.cancel()
-                raise
-        return outcome[0]()
-
-
-def _raise(error: BaseException) -> typing.NoReturn:
-    raise error
-
-
-def _words_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001  boundary: one tool, whose error cannot even be printed
-        return "it cannot be printed"
-
-
-def _as_json(
-    params: Mapping[str, Any] | str,
-) -> tuple[str, Callable[[ToolCallId], ToolResult] | None]:
-    """The arguments as JSON text, or what becomes of a call whose arguments have none."""
-    if isinstance(params, str):
-        return params, None
-    try:
-        return msgspec.json.encode(params).decode(), None
-    except (TypeError, ValueError) as error:
-        return "{}", functools.partial(_failure, message=f"The arguments have no JSON: {error}")
-
-
-def _failure(call_id: ToolCallId, message: str) -> ToolResult:
+def failure(call_id: ToolCallId, message: str, *, retry_after: float | None = None) -> ToolResult:
+    """The result of a call that came to nothing, in words that a model can act on."""
     message = printable(message)
-    return ToolResult(tool_call_id=call_id, content=f"Error: {message}", error=message)
+    return ToolResult(
+        tool_call_id=call_id,
+        content=f"Error: {message}",
+        error=message,
+        retry_after=retry_after,
+    )
 
 
-def _content(value: Any) -> str:
+def content_of(value: Any) -> str:
     """What the model reads: words as they are, everything else as JSON."""
     if isinstance(value, str):
         value.encode()  # raises for what is no Unicode, and that is a failure of the tool
@@ -367,10 +232,13 @@ def _content(value: Any) -> str:
     return msgspec.json.encode(value, enc_hook=str).decode()
 
 
-def _identity(context: UserExecutionContext) -> dict[str, str]:
-    return {
-        "user_id": context.user_id,
-        "thread_id": context.thread_id,
-        "run_id": context.run_id,
-        "correlation_id": context.correlation_id,
-    }
+def failure_words(error: BaseException) -> str:
+    """What an error says of itself: a RunError's own words, of any other its type, too."""
+    for leaf in leaves(error):
+        if isinstance(leaf, RunError):
+            return str(leaf.message)
+    try:
+        words = str(error)
+    except Exception:  # noqa: BLE001  boundary: one tool, whose error cannot even be printed
+        words = "it cannot be printed"
+    return f"{type(error).__name__}: {words}"

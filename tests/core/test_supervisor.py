@@ -676,6 +676,7 @@ class TestCancelling:
             **told.to_dict(),
             "tools_stopped": [],
             "threads_abandoned": [],
+            "processes_killed": [],
         }
 
     async def test_one_during_the_models_answer_keeps_what_was_said(

@@ -28,6 +28,7 @@ from creche import (
     ToolContext,
     ToolDefinitionError,
     ToolDispatcher,
+    ToolQuotas,
     events,
     open_journals,
     tool,
@@ -75,10 +76,11 @@ async def dispatching(
                 created_at=now(),
             )
             emitter.begin((), record)
-            yield (
-                ToolDispatcher(ctx, tools, emitter, limits),
-                lambda: [entry.event for entry in journal._entries][1:],
-            )
+            with ToolQuotas(limits).share(ADA) as share:
+                yield (
+                    ToolDispatcher(ctx, tools, emitter, limits, share=share),
+                    lambda: [entry.event for entry in journal._entries][1:],
+                )
 
 
 class TestSchemas:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
@@ -36,13 +38,14 @@ def run(program: list[str], folder: Path, **environment: str) -> subprocess.Comp
     )
 
 
-def test_the_embedding_example_prints_what_the_readme_says(tmp_path: Path) -> None:
-    (tmp_path / "embedded.py").write_text(block("file", "embedded.py"))
+@pytest.mark.parametrize("name", ["embedded.py", "careful.py"])
+def test_an_example_prints_what_the_readme_says(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(block("file", name))
 
-    done = run([sys.executable, "embedded.py"], tmp_path)
+    done = run([sys.executable, name], tmp_path)
 
     assert done.stderr == ""
-    assert done.stdout == block("output", "embedded.py")
+    assert done.stdout == block("output", name)
 
 
 def test_the_embedding_example_needs_trio_and_msgspec_only(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""One tool call after another, for one run: counted, checked, approved, run, told in words."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+import msgspec
+import trio
+
+from creche._approval import ApprovalRequest, Approver, ask
+from creche._arguments import ArgumentsError, canonical_json, parse_arguments
+from creche._barrier import split
+from creche._context import ToolCallId, UserExecutionContext
+from creche._limits import Limits
+from creche._quotas import ToolShare
+from creche._redaction import redact_text
+from creche._tool_processes import Answer, ToolProcessError, call_in_process
+from creche._tool_threads import call_in_thread
+from creche._tools import (
+    StopFlag,
+    Tool,
+    ToolContext,
+    ToolResult,
+    content_of,
+    failure,
+    failure_words,
+)
+
+_log: Final = logging.getLogger("creche.tools")
+
+# Which users may call which tools: a pure function, asked once for each tool of a run.
+ToolPolicy = Callable[[UserExecutionContext, Tool], bool]
+
+
+def allow_every_tool(context: UserExecutionContext, tool: Tool) -> bool:  # noqa: ARG001  a policy
+    """The policy that allows all."""
+    return True
+
+
+class ToolCalls:
+    """What one run may call, what it has called, and what became of tools that were stopped."""
+
+    def __init__(
+        self,
+        context: UserExecutionContext,
+        tools: Iterable[Tool],
+        limits: Limits,
+        *,
+        share: ToolShare,
+        policy: ToolPolicy,
+        approver: Approver | None,
+    ) -> None:
+        allowed = (tool for tool in tools if _is_allowed(policy, context, tool))
+        self.tools = MappingProxyType({tool.name: tool for tool in allowed})
+        self.stopped: list[str] = []  # names of tools that the run's end interrupted
+        self.abandoned: list[str] = []  # names of tools that would not stop
+        self.killed: list[str] = []  # names of tools whose processes were killed at work
+        self._context = context
+        self._limits = limits
+        self._share = share
+        self._approver = approver
+        self._made = 0
+
+    async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
+        """What becomes of a call. A tool that is denied and one that is not are answered alike."""
+        refusal = self._refusal(call_id)
+        if refusal is not None:
+            return refusal
+        called = self.tools.get(name)
+        if called is None:
+            return failure(call_id, f"There is no tool named {name!r}.")
+        try:
+            checked = parse_arguments(arguments, called.arguments, called.shape)
+        except ArgumentsError as error:
+            return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
+        # Boundary: one tool, whose types have code of their own that runs when they are made.
+        except BaseException as error:  # noqa: BLE001
+            return self._failed(call_id, name, error)
+        if called.approval:
+            request = ApprovalRequest(
+                context=self._context,
+                tool_name=name,
+                tool_call_id=call_id,
+                arguments=canonical_json(arguments or "{}"),
+            )
+            objection = await ask(self._approver, request, self._limits.approval_timeout)
+            if objection is not None:
+                return failure(call_id, objection)
+        return await self._called(call_id, called, checked, arguments)
+
+    def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
+        """What a call gets that is over the run's budget or the user's rate."""
+        if self._made >= self._limits.tool_calls:
+            return failure(
+                call_id,
+                f"This run has made all of the {self._limits.tool_calls} tool calls that it may "
+                "make. Answer with what you have; another run can make more.",
+            )
+        wait = self._share.take()
+        if wait > 0:
+            return failure(
+                call_id,
+                f"Too many tool calls: {self._limits.tool_calls_per_minute} a minute are allowed. "
+                f"Try again in {wait:.1f} s.",
+                retry_after=wait,
+            )
+        self._made += 1
+        return None
+
+    async def _called(
+        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct, arguments: str
+    ) -> ToolResult:
+        """Run the tool under its deadline; all that it can raise is a failure of it."""
+        name = called.name
+        with trio.move_on_after(self._limits.tool_timeout):
+            try:
+                if called.process:
+                    answer = await self._in_process(called, arguments)
+                    return ToolResult(
+                        tool_call_id=call_id, content=answer.content, value=answer.value
+                    )
+                value = await self._in_this_process(call_id, called, checked)
+                return ToolResult(tool_call_id=call_id, content=content_of(value), value=value)
+            # Boundary: one tool. SystemExit, GeneratorExit and another library's CancelledError
+            # are BaseExceptions, and one tool may end neither its run nor the process.
+            except BaseException as error:  # noqa: BLE001
+                return self._failed(call_id, name, error)
+        self.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
+        return failure(
+            call_id,
+            f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
+        )
+
+    async def _in_this_process(
+        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct
+    ) -> Any:
+        keywords = {field: getattr(checked, field) for field in checked.__struct_fields__}
+        stop = StopFlag()
+        if called.context_parameter is not None:
+            keywords[called.context_parameter] = ToolContext(self._context, call_id, stop)
+        if called.is_async:
+            return await called.function(**keywords)
+        return await call_in_thread(
+            functools.partial(called.function, **keywords),
+            stop,
+            limiter=self._share.workers,
+            stop_timeout=self._limits.stop_timeout,
+            abandon=functools.partial(self.abandoned.append, called.name),
+        )
+
+    async def _in_process(self, called: Tool, arguments: str) -> Answer:
+        async with self._share.workers:
+            return await call_in_process(
+                called,
+                arguments,
+                most_bytes=self._limits.run_bytes,
+                kill_timeout=self._limits.stop_timeout,
+                killed=functools.partial(self.killed.append, called.name),
+                outlived=functools.partial(self.abandoned.append, called.name),
+            )
+
+    def _failed(self, call_id: ToolCallId, name: str, error: BaseException) -> ToolResult:
+        passing, fault = split(error)
+        if passing is not None or fault is None:
+            self.stopped.append(name)
+            if fault is not None:
+                _log.warning("tool %s failed while it was stopped", name, exc_info=fault)
+            raise passing or error
+        _log.warning(
+            "tool %s failed",
+            name,
+            exc_info=fault,
+            extra={**_identity(self._context), "tool_call_id": call_id},
+        )
+        # One from another process has its words from there.
+        words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
+        return failure(call_id, redact_text(words))
+
+
+def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -> bool:
+    """What is not a clear yes is a no: an exception, and an `async` policy's coroutine."""
+    try:
+        answer = cast("object", policy(context, tool))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  boundary: one question to the embedder's policy
+        _log.exception(
+            "a tool policy failed on %s, so it is denied", tool.name, extra=_identity(context)
+        )
+        return False
+    if not isinstance(answer, bool):
+        _log.error(
+            "a tool policy gave a %s for %s, not a bool, so it is denied",
+            type(answer).__name__,
+            tool.name,
+            extra=_identity(context),
+        )
+        return False
+    return answer
+
+
+def _identity(context: UserExecutionContext) -> dict[str, str]:
+    return {
+        "user_id": context.user_id,
+        "thread_id": context.thread_id,
+        "run_id": context.run_id,
+        "correlation_id": context.correlation_id,
+    }
