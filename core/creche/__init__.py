@@ -24,7 +24,7 @@ from creche._context import (
 )
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter
-from creche._engine import ExecutionEngine
+from creche._engine import AgentInput, ExecutionEngine, NamesAgent
 from creche._errors import (
     CommitInDoubtError,
     CrecheError,
@@ -85,6 +85,7 @@ __all__ = [
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
+    "AgentInput",
     "Approval",
     "ApprovalRequest",
     "Approver",
@@ -117,6 +118,7 @@ __all__ = [
     "ModelAgent",
     "ModelError",
     "ModelPart",
+    "NamesAgent",
     "NewThread",
     "Receipt",
     "RequestId",

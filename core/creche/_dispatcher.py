@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol, cast
 
 import msgspec
 import trio
 
 from creche import _events as events
+from creche._ambient import look_around
 from creche._approval import Approver
 from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
 from creche._emitter import EventEmitter, new_tool_call_id, timestamp
@@ -92,7 +93,10 @@ class ToolDispatcher:
         Raises CrecheError if there is nothing to take tools from.
         """
         if tools is None:
-            infrastructure = infrastructure or _ambient()
+            if infrastructure is None:
+                around = look_around("tools= or infrastructure=")
+                infrastructure = cast("ToolInfrastructure", around.infrastructure)
+                quotas = quotas or cast("ToolQuotas", around.quotas)
             tools = infrastructure.tools
         limits = limits or (infrastructure.limits if infrastructure else Limits())
         async with open_own_log(context, limits) as log:
@@ -212,11 +216,6 @@ class ToolDispatcher:
             while self._live:
                 await self._over.park()
         self.abandoned.extend(self._live.values())
-
-
-def _ambient() -> NoReturn:
-    msg = "a dispatcher needs `tools=` or `infrastructure=`: it looks for neither by itself"
-    raise CrecheError(msg)
 
 
 def _told_of(result: ToolResult) -> dict[str, Any]:

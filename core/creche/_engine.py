@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import trio
 
 from creche import _events as events
+from creche._ambient import look_around
 from creche._barrier import leaves, split
 from creche._context import MessageId, UserExecutionContext, logged_context, new_id
 from creche._dispatcher import ToolDispatcher
@@ -18,7 +19,7 @@ from creche._emitter import EventEmitter, timestamp
 from creche._errors import CrecheError, RunError, StoreUnavailableError
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
-from creche._journals import open_journals
+from creche._journals import Journals, open_journals
 from creche._messages import Message, UserMessage, encode_message, text_of
 from creche._models import Usage
 from creche._quotas import ToolQuotas
@@ -33,6 +34,16 @@ _LAST_COMMIT_TIMEOUT: Final = 2.0
 _TITLE_LENGTH: Final = 80
 
 AgentInput = str | Sequence[Message]
+
+
+class HasAgentName(Protocol):
+    """What the older design called an agent's context."""
+
+    @property
+    def agent_name(self) -> str: ...
+
+
+NamesAgent = str | HasAgentName
 History = Callable[[], Awaitable[Sequence[Message]]]
 
 
@@ -60,26 +71,46 @@ class ExecutionEngine:
         cls,
         context: UserExecutionContext,
         *,
-        infrastructure: Infrastructure,
+        infrastructure: Infrastructure | None = None,
+        journals: Journals | None = None,
         agent: str | None = None,
     ) -> AsyncIterator[ExecutionEngine]:
-        """An engine without a supervisor, its journal on the infrastructure's store.
+        """An engine without a supervisor.
 
-        Resource handling: leaving the block ends whatever it still executes.
+        Its journal is one of `journals`, which engines at once on the same store must share;
+        without them it opens its own on the infrastructure's store.
+
+        Resource handling: leaving the block ends whatever it still executes. Raises CrecheError
+        without an infrastructure.
         """
-        async with open_journals(infrastructure.store, infrastructure.limits) as journals:
-            async with journals.attached(context.user_id, context.thread_id) as journal:
-                yield cls(Run(context, agent or ""), infrastructure, journal)
+        quotas: ToolQuotas | None = None
+        if infrastructure is None:
+            around = look_around("infrastructure=")
+            infrastructure, journals, quotas = (
+                cast("Infrastructure", around.infrastructure),
+                cast("Journals", around.journals),
+                cast("ToolQuotas", around.quotas),
+            )
+        async with contextlib.AsyncExitStack() as stack:
+            if journals is None:
+                opened = open_journals(infrastructure.store, infrastructure.limits)
+                journals = await stack.enter_async_context(opened)
+            attached = journals.attached(context.user_id, context.thread_id)
+            journal = await stack.enter_async_context(attached)
+            yield cls(Run(context, agent or ""), infrastructure, journal, quotas)
 
-    async def execute_agent(self, agent: str, state: AgentInput) -> RunOutcome:
+    async def execute_agent(self, agent: NamesAgent, state: AgentInput) -> RunOutcome:
         """Commit the run, execute it to its terminal event, and say how it ended.
+
+        `agent` is a name, or has one in its attribute `agent_name`.
 
         Raises UnknownAgentError, and StoreUnavailableError if it could not even be started.
         """
-        self._infrastructure.registry.describe(agent)
+        name = agent if isinstance(agent, str) else agent.agent_name
+        self._infrastructure.registry.describe(name)
         asked = as_messages(state)
         self._check_unspent()
-        self._run.agent = agent
+        self._run.agent = name
         await propose_run(self._journal, self._run, asked)
 
         async def history() -> Sequence[Message]:

@@ -28,6 +28,7 @@ class Limits:
     # a user, a thread, the process
     runs_per_user: int = 100  # running or queued
     tool_calls_per_minute: int = 600  # of one user
+    tool_result_bytes: int = 256 * KIB  # of one result, as clients and models see it
     tool_threads: int = 4  # sync tools of one user at once, in threads or processes
     runs_per_thread: int = 20  # one runs, the others wait their turn
     runs: int = 10_000

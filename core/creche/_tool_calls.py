@@ -41,6 +41,15 @@ def allow_every_tool(context: UserExecutionContext, tool: Tool) -> bool:  # noqa
     return True
 
 
+def shortened(content: str, most_bytes: int) -> str:
+    """The text, cut if it is longer than that; then it says so, and how much there was."""
+    encoded = content.encode()
+    if len(encoded) <= most_bytes:
+        return content
+    kept = encoded[:most_bytes].decode(errors="ignore")
+    return f"{kept}\n[cut: the first {most_bytes:,} of {len(encoded):,} bytes]"
+
+
 class ToolCalls:
     """What one run may call, what it has called, and what became of tools that were stopped."""
 
@@ -120,11 +129,12 @@ class ToolCalls:
             try:
                 if called.process:
                     answer = await self._in_process(called, arguments)
-                    return ToolResult(
-                        tool_call_id=call_id, content=answer.content, value=answer.value
-                    )
-                value = await self._in_this_process(call_id, called, checked)
-                return ToolResult(tool_call_id=call_id, content=content_of(value), value=value)
+                    content, value = answer.content, answer.value
+                else:
+                    value = await self._in_this_process(call_id, called, checked)
+                    content = content_of(value)
+                content = shortened(content, self._limits.tool_result_bytes)
+                return ToolResult(tool_call_id=call_id, content=content, value=value)
             # Boundary: one tool. SystemExit, GeneratorExit and another library's CancelledError
             # are BaseExceptions, and one tool may end neither its run nor the process.
             except BaseException as error:  # noqa: BLE001

@@ -1,0 +1,38 @@
+"""What is around a call that cannot be handed it: for the names of the older design only.
+
+The project's one ContextVar that anything reads to act on. `compat.open_infrastructure` sets it;
+only `create_user_engine` and `create_scoped_dispatcher_context` look, and only when they are
+given nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextvars import ContextVar
+from typing import Any, Final
+
+from creche._errors import CrecheError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """Their types are of layers above this one."""
+
+    infrastructure: Any  # an Infrastructure
+    journals: Any  # Journals on its store
+    quotas: Any  # ToolQuotas
+
+
+surroundings: Final[ContextVar[Surroundings | None]] = ContextVar("creche_compat", default=None)
+
+
+def look_around(wanted: str) -> Surroundings:
+    """What `compat.open_infrastructure` has opened around this call.
+
+    Raises CrecheError, which says to pass `wanted` instead.
+    """
+    found = surroundings.get()
+    if found is None:
+        msg = f"pass {wanted}, or open creche.compat.open_infrastructure(...) around the call"
+        raise CrecheError(msg)
+    return found

@@ -1,0 +1,389 @@
+"""The names of the older design, each a thin door to the new one.
+
+For code that comes over: everything here works, warns with the exact words to write instead, and
+isolates as the new names do. `open_infrastructure` is for code that cannot pass arguments; what
+it opens is looked at by these names and by the two that they led to, `create_user_engine` and
+`create_scoped_dispatcher_context`, when they are given nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Final
+
+import trio
+
+import creche
+from creche._ambient import Surroundings, look_around, surroundings
+from creche._own_log import open_own_log
+from creche._quotas import ToolQuotas
+
+Send = Callable[[bytes], Awaitable[None]]  # sends one event, as JSON, to one user's socket
+
+__all__ = [
+    "AgentInstanceFactory",
+    "AgentRegistry",
+    "AgentWebSocketBridge",
+    "ExecutionContextManager",
+    "ExecutionEngine",
+    "RequestScopedExecutionEngine",
+    "RequestScopedToolDispatcher",
+    "ToolDispatcher",
+    "ToolExecutorFactory",
+    "WebSocketConnectionPool",
+    "WebSocketEventEmitter",
+    "open_infrastructure",
+]
+
+_ENGINE: Final = "async with creche.ExecutionEngine.create_user_engine(context) as engine: ..."
+_DISPATCHER: Final = (
+    "async with creche.ToolDispatcher.create_scoped_dispatcher_context(context) as dispatcher: ..."
+)
+
+
+@contextlib.asynccontextmanager
+async def open_infrastructure(
+    *,
+    agents: creche.AgentClassRegistry | Mapping[str, type[creche.Agent]] | None = None,
+    tools: Sequence[creche.Tool] = (),
+    models: Mapping[str, creche.Model] | None = None,
+    limits: creche.Limits | None = None,
+    store: creche.Store | None = None,
+) -> AsyncIterator[creche.Infrastructure]:
+    """Agents and tools for the calls inside the block that cannot be passed them.
+
+    Resource handling: the journals that engines in the block share are closed with it.
+    """
+    infrastructure = creche.Infrastructure(
+        agents=agents or {},
+        tools=tools,
+        models=models or {},
+        limits=limits or creche.Limits(),
+        store=store or creche.MemoryStore(),
+    )
+    async with creche.open_journals(infrastructure.store, infrastructure.limits) as journals:
+        around = Surroundings(
+            infrastructure=infrastructure,
+            journals=journals,
+            quotas=ToolQuotas(infrastructure.limits),
+        )
+        before = surroundings.set(around)
+        try:
+            yield infrastructure
+        finally:
+            surroundings.reset(before)
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is of the older design: write `{new}`", DeprecationWarning, stacklevel=3)
+
+
+# --- agents
+
+
+class AgentRegistry(creche.AgentClassRegistry):
+    """`creche.AgentClassRegistry`, by its older name."""
+
+    def __init__(self, agents: Mapping[str, type[creche.Agent]] | None = None) -> None:
+        _warn("AgentRegistry", "creche.AgentClassRegistry()")
+        super().__init__(agents)
+
+
+class AgentInstanceFactory:
+    """Makes agents anew. Runs do that by themselves."""
+
+    def __init__(self, registry: creche.AgentClassRegistry | None = None) -> None:
+        _warn("AgentInstanceFactory", "registry.describe(name).agent_class()")
+        self._registry = registry
+
+    def create_agent_instance(
+        self, name: str, context: creche.UserExecutionContext
+    ) -> creche.Agent:
+        """An instance for this context alone. Raises UnknownAgentError."""
+        if type(context) is not creche.UserExecutionContext:
+            msg = f"an agent is made for a UserExecutionContext, not {type(context).__name__}"
+            raise creche.InvalidContextError(msg)
+        registry = self._registry or look_around("a registry").infrastructure.registry
+        agent: creche.Agent = registry.describe(name).agent_class()
+        return agent
+
+
+# --- execution
+
+
+class ExecutionEngine:
+    """An engine that was constructed; each `execute_agent` is a block of its own."""
+
+    create_user_engine = creche.ExecutionEngine.create_user_engine
+
+    def __init__(
+        self,
+        context: creche.UserExecutionContext,
+        infrastructure: creche.Infrastructure | None = None,
+    ) -> None:
+        _warn("ExecutionEngine(...)", _ENGINE)
+        self._context = context
+        self._infrastructure = infrastructure
+
+    async def execute_agent(
+        self, agent_context: creche.NamesAgent, state: creche.AgentInput
+    ) -> creche.RunOutcome:
+        """See `creche.ExecutionEngine.execute_agent`."""
+        async with self._opened() as engine:
+            return await engine.execute_agent(agent_context, state)
+
+    def _opened(self) -> AbstractAsyncContextManager[creche.ExecutionEngine]:
+        return creche.ExecutionEngine.create_user_engine(
+            self._context, infrastructure=self._infrastructure
+        )
+
+
+class RequestScopedExecutionEngine(ExecutionEngine):
+    """The same for one request; may be used as a block, too."""
+
+    def __init__(
+        self,
+        context: creche.UserExecutionContext,
+        infrastructure: creche.Infrastructure | None = None,
+    ) -> None:
+        _warn("RequestScopedExecutionEngine", _ENGINE)
+        self._context = context
+        self._infrastructure = infrastructure
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> creche.ExecutionEngine:
+        return await self._stack.enter_async_context(self._opened())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+
+
+class ExecutionContextManager:
+    """Opened an engine for a context, and closed it."""
+
+    def __init__(self, infrastructure: creche.Infrastructure | None = None) -> None:
+        _warn("ExecutionContextManager", _ENGINE)
+        self._infrastructure = infrastructure
+
+    def execution_context(
+        self, context: creche.UserExecutionContext
+    ) -> AbstractAsyncContextManager[creche.ExecutionEngine]:
+        """A block that has an engine of this context's own."""
+        return creche.ExecutionEngine.create_user_engine(
+            context, infrastructure=self._infrastructure
+        )
+
+
+# --- tools
+
+
+class ToolDispatcher:
+    """A dispatcher that was constructed; each `dispatch` is a block of its own."""
+
+    create_scoped_dispatcher_context = creche.ToolDispatcher.create_scoped_dispatcher_context
+
+    def __init__(
+        self, context: creche.UserExecutionContext, tools: Iterable[creche.Tool] | None = None
+    ) -> None:
+        _warn("ToolDispatcher(...)", _DISPATCHER)
+        self._context = context
+        self._tools = tools if tools is None else tuple(tools)
+
+    async def dispatch(self, name: str, params: Mapping[str, Any]) -> creche.ToolResult:
+        """See `creche.ToolDispatcher.dispatch`."""
+        async with self._opened() as dispatcher:
+            return await dispatcher.dispatch(name, params)
+
+    def _opened(self) -> AbstractAsyncContextManager[creche.ToolDispatcher]:
+        return creche.ToolDispatcher.create_scoped_dispatcher_context(
+            self._context, tools=self._tools
+        )
+
+
+class RequestScopedToolDispatcher(ToolDispatcher):
+    """The same for one request; may be used as a block, too."""
+
+    def __init__(
+        self, context: creche.UserExecutionContext, tools: Iterable[creche.Tool] | None = None
+    ) -> None:
+        _warn("RequestScopedToolDispatcher", _DISPATCHER)
+        self._context = context
+        self._tools = tools if tools is None else tuple(tools)
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> creche.ToolDispatcher:
+        return await self._stack.enter_async_context(self._opened())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+
+
+class ToolExecutorFactory:
+    """Made dispatchers for contexts."""
+
+    def __init__(self, tools: Iterable[creche.Tool] | None = None) -> None:
+        _warn("ToolExecutorFactory", _DISPATCHER)
+        self._tools = tools if tools is None else tuple(tools)
+
+    def create_tool_executor(
+        self, context: creche.UserExecutionContext
+    ) -> AbstractAsyncContextManager[creche.ToolDispatcher]:
+        """A block that has a dispatcher of this context's own."""
+        return creche.ToolDispatcher.create_scoped_dispatcher_context(context, tools=self._tools)
+
+
+# --- sockets
+
+
+class WebSocketConnectionPool:
+    """Which sockets a user has open. An entry is a block, so none can be left behind."""
+
+    def __init__(self, most_per_user: int = 5) -> None:
+        _warn(
+            "WebSocketConnectionPool",
+            "async with supervisor.open_events(user_id, thread_id) as entries: ...",
+        )
+        self._most = most_per_user
+        self._sends: dict[creche.UserId, dict[creche.ConnectionId, Send]] = {}
+
+    @contextlib.contextmanager
+    def connection(
+        self, context: creche.UserExecutionContext, send: Send
+    ) -> Iterator[creche.UserExecutionContext]:
+        """A socket of that user's is open inside the block; the context gets its id.
+
+        Raises LimitExceededError past the cap.
+        """
+        own = self._sends.setdefault(context.user_id, {})
+        if len(own) >= self._most:
+            msg = f"a user may have {self._most} connections open"
+            raise creche.LimitExceededError(msg)
+        attached = context.with_connection(creche.new_connection_id(context.user_id))
+        assert attached.connection_id is not None
+        own[attached.connection_id] = send
+        try:
+            yield attached
+        finally:
+            del own[attached.connection_id]
+            if not own:
+                del self._sends[context.user_id]
+
+    async def send_to_user(self, context: creche.UserExecutionContext, data: bytes) -> int:
+        """Send to all sockets of the context's user; says how many took it."""
+        sends = [*self._sends.get(context.user_id, {}).values()]
+        async with trio.open_nursery() as nursery:
+            for send in sends:
+                nursery.start_soon(send, data)
+        return len(sends)
+
+
+class WebSocketEventEmitter:
+    """Said events straight to a socket. Here they pass the emitter's checks first."""
+
+    def __init__(self, context: creche.UserExecutionContext, send: Send) -> None:
+        _warn("WebSocketEventEmitter", "await run.emit.text(...)")
+        self._context = context
+        self._send = send
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> creche.EventEmitter:
+        log = await self._stack.enter_async_context(open_own_log(self._context, creche.Limits()))
+        self._sent = await self._stack.enter_async_context(_forwarded(log.journal, self._send))
+        return log.emitter
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
+        await self._sent.up_to_the_end()  # the terminal event came with the log's own end
+
+
+class AgentWebSocketBridge:
+    """Ran an agent and passed its events to a socket."""
+
+    def __init__(self, supervisor: creche.Supervisor) -> None:
+        _warn(
+            "AgentWebSocketBridge",
+            "await supervisor.start(context, agent, input); async with supervisor.open_events(...)",
+        )
+        self._supervisor = supervisor
+
+    async def run_agent(
+        self,
+        context: creche.UserExecutionContext,
+        agent: str,
+        state: creche.AgentInput,
+        send: Send,
+    ) -> creche.RunOutcome:
+        """Run it, send its events to `send` up to its terminal event, and say how it ended."""
+        journals = self._supervisor.journals
+        async with journals.attached(context.user_id, context.thread_id) as journal:
+            async with _forwarded(journal, send):
+                run = await self._supervisor.start(context, agent, state)
+                return await run.ended()
+
+
+class _Sent:
+    """How far a journal's entries have been sent."""
+
+    def __init__(self, journal: creche.Journal, send: Send) -> None:
+        self._journal = journal
+        self._send = send
+        self._last = journal.visible
+        self._progress = trio.lowlevel.ParkingLot()
+
+    async def follow(self) -> None:
+        """Send what becomes visible, until cancelled."""
+        while True:
+            for entry in await self._journal.read(after=self._last):
+                await self._send(entry.data)
+                self._last = entry.seq
+            self._progress.unpark_all()
+
+    async def caught_up(self) -> None:
+        """Wait until `follow` has sent all that is visible."""
+        while self._last < self._journal.visible:
+            await self._progress.park()
+
+    async def up_to_the_end(self) -> None:
+        """Send what nobody follows any more."""
+        while self._last < self._journal.visible:
+            for entry in await self._journal.read(after=self._last):
+                await self._send(entry.data)
+                self._last = entry.seq
+
+
+@contextlib.asynccontextmanager
+async def _forwarded(journal: creche.Journal, send: Send) -> AsyncIterator[_Sent]:
+    """What becomes visible inside the block is sent, all of it before the block is left."""
+    sent = _Sent(journal, send)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sent.follow)
+        yield sent
+        await sent.caught_up()
+        nursery.cancel_scope.cancel()
