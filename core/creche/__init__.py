@@ -7,6 +7,7 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._barrier import leaves, split
+from creche._class_guard import IsolationViolationError
 from creche._context import (
     MessageId,
     RequestId,
@@ -17,7 +18,7 @@ from creche._context import (
     UserId,
     new_id,
 )
-from creche._emitter import EventEmitter
+from creche._emitter import EventEmitter, SubagentEmitter
 from creche._engine import ExecutionEngine
 from creche._errors import (
     CrecheError,
@@ -29,6 +30,7 @@ from creche._errors import (
     ModelError,
     RunError,
     StoreUnavailableError,
+    SubagentFailedError,
     ThreadDeletedError,
     ToolDefinitionError,
     UnknownAgentError,
@@ -39,6 +41,7 @@ from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
 from creche._limits import Limits
 from creche._messages import (
+    AgentInput,
     AssistantMessage,
     FunctionCall,
     Message,
@@ -55,6 +58,8 @@ from creche._models import Model, ModelPart, TextDelta, ToolCallRequest, ToolSpe
 from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import CancelReason, Receipt, Run, RunContext, RunOutcome
+from creche._statistics import RunStatistics
+from creche._steps import Step, SubagentResult
 from creche._store import (
     Chunk,
     Commit,
@@ -74,6 +79,7 @@ __all__ = [
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
+    "AgentInput",
     "AssistantMessage",
     "CancelReason",
     "Chunk",
@@ -89,6 +95,7 @@ __all__ = [
     "GrammarError",
     "Infrastructure",
     "InvalidContextError",
+    "IsolationViolationError",
     "Journal",
     "Journals",
     "LimitExceededError",
@@ -109,11 +116,16 @@ __all__ = [
     "RunId",
     "RunOutcome",
     "RunRecord",
+    "RunStatistics",
     "RunStatus",
+    "Step",
     "StopFlag",
     "Store",
     "StoreUnavailableError",
     "StoredMessage",
+    "SubagentEmitter",
+    "SubagentFailedError",
+    "SubagentResult",
     "Supervisor",
     "SystemMessage",
     "TextDelta",

@@ -187,6 +187,7 @@ class ToolDispatcher:
         self._threads = trio.CapacityLimiter(limits.tool_threads)
         self.stopped: list[str] = []  # names of tools that the run's end interrupted
         self.abandoned: list[str] = []  # names of tools whose threads would not stop
+        self._calls = self._failures = 0  # for the run's statistics
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
@@ -207,6 +208,7 @@ class ToolDispatcher:
         unknown tool, wrong arguments, the tool's own error, its deadline) is a result that says
         so in words that a model can act on.
         """
+        self._calls += 1
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
         await self._emitter.emit(
@@ -220,6 +222,7 @@ class ToolDispatcher:
         await self._emitter.emit(events.ToolCallArgs(tool_call_id=call_id, delta=arguments))
         await self._emitter.emit(events.ToolCallEnd(tool_call_id=call_id))
         result = faulty(call_id) if faulty else await self._result(call_id, name, arguments)
+        self._failures += not result.ok
         await self._emitter.emit(
             events.ToolCallResult(
                 message_id=MessageId(new_id()),

@@ -50,7 +50,8 @@ from creche import (
     open_journals,
     tool,
 )
-from creche._engine import as_messages, propose_run
+from creche._engine import propose_run
+from creche._messages import as_messages
 
 
 @pytest.fixture
