@@ -56,19 +56,20 @@ class ClassGuard:
         ):
             return
         written = sorted(name for name in {*now, *self._names} if self._is_changed(name))
-        if not written:
-            return
-        self.breaches += 1
         for name in written:
             if name in self._attributes:
                 type.__setattr__(self._guarded, name, self._attributes[name])
             else:
                 type.__delattr__(self._guarded, name)
-        _log.error(
-            "a run wrote to its agent's class, which was put back: %s.%s",
-            self._guarded.__name__,
-            ", ".join(written),
-        )
+        # The order may be another now, and Python may have added what is its own.
+        self._names, self._values = tuple(now), tuple(now.values())
+        if written:
+            self.breaches += 1
+            _log.error(
+                "a run wrote to its agent's class, which was put back: %s.%s",
+                self._guarded.__name__,
+                ", ".join(written),
+            )
 
     def _is_changed(self, name: str) -> bool:
         if name in _PYTHONS_NAMES:

@@ -157,11 +157,14 @@ class ExecutionEngine:
         finally:
             run._nursery = None  # noqa: SLF001
             finish.nursery_closed = trio.current_time()
-            # Nobody else cancels that scope without giving a reason.
+            # Nobody else cancels that scope without giving a reason. An agent that swallowed the
+            # cancel and returned after all did so too late: that is no success.
+            deadline = run._scope.deadline  # noqa: SLF001
+            in_time = finish.agent_returned is not None and finish.agent_returned < deadline
             finish.deadline_passed = (
                 run._scope.cancel_called  # noqa: SLF001
                 and run.reason is None
-                and finish.agent_returned is None
+                and not in_time
             )
             unexplained = run.reason is None and not finish.deadline_passed
             if unexplained and finish.agent_returned is None and finish.failure is None:
