@@ -49,11 +49,7 @@ class ClassGuard:
         """Count a breach, log it and put the class back, if it is not as it was."""
         now = vars(self._guarded)
         # All in C: this is done at the beginning and at the end of each run.
-        if (
-            len(now) == len(self._names)
-            and all(map(is_, now.values(), self._values))
-            and tuple(now) == self._names
-        ):
+        if tuple(now) == self._names and all(map(is_, now.values(), self._values)):
             return
         written = sorted(name for name in {*now, *self._names} if self._is_changed(name))
         for name in written:

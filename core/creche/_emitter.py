@@ -143,7 +143,6 @@ class EventEmitter:
                 subagent_run_id=context.request_id,
                 name=name,
                 description=about or None,
-                parent_subagent_run_id=self._subagent,
                 timestamp=timestamp(),
             ),
         )

@@ -155,6 +155,22 @@ async def test_a_run_that_may_have_seen_what_another_wrote_does_not_succeed(
         assert (await later.ended()).status == "success"
 
 
+async def test_what_a_sub_agent_writes_to_its_class_fails_the_run_that_spawned_it(
+    autojump_clock: MockClock,
+) -> None:
+    async def asks(run: RunContext) -> Any:
+        return (await run.spawn("writer", text_of(run.messages[0]))).result
+
+    made = infrastructure(asks=agent_of(asks), writer=make_writer())
+    async with open_supervisor(made) as supervisor:
+        bad = await supervisor.start(context("ada", "a"), "asks", "add")
+        assert (await bad.ended()).receipt.reason == "isolation_violation"
+        later = await supervisor.start(context("bob", "b"), "asks", "look")
+        outcome = await later.ended()
+    assert outcome.status == "success"
+    assert CANARY not in str(outcome.result)
+
+
 async def test_a_base_that_two_agents_share_is_watched_for_both(
     autojump_clock: MockClock,
 ) -> None:
@@ -230,3 +246,8 @@ def test_a_class_is_put_back_to_what_it_was_attribute_by_attribute() -> None:
     assert (guard.breaches, dict(vars(guarded))) == (1, was)
     guard.check()
     assert guard.breaches == 1
+    last = next(reversed(vars(guarded)))  # another name in its place, for the same value
+    setattr(guarded, f"{last}_too", getattr(guarded, last))
+    delattr(guarded, last)
+    guard.check()
+    assert (guard.breaches, dict(vars(guarded))) == (2, was)

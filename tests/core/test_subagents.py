@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import ag_ui.core.events
+import pydantic
 import pytest
 import trio
 from tests.agui_rules import StockClient, check_history
@@ -30,6 +32,7 @@ from creche import (
     RunContext,
     RunError,
     RunOutcome,
+    Step,
     StopFlag,
     SubagentFailedError,
     SubagentResult,
@@ -43,6 +46,10 @@ from creche import (
     text_of,
     tool,
 )
+
+
+# The protocol's own package: whether each event has the shape that it prescribes.
+PACKAGE: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ag_ui.core.events.Event)
 
 
 @pytest.fixture
@@ -66,6 +73,8 @@ async def executed(
     client = StockClient()
     client.take_all(log)
     assert client.is_tidy
+    for event in log:
+        PACKAGE.validate_python({key: event[key] for key in event if key != "seq"})
     assert terminals_of(log) == [log[-1]]
     check_history([item.message for item in await store.messages(ADA, THREAD)])
     return outcome
@@ -152,14 +161,15 @@ class TestOne:
         async def made(run: RunContext) -> None:
             seen.append(run)
             asked = [UserMessage(id=run.messages[0].id, content="only this")]
-            await run.spawn("look", asked)
+            assert (await run.spawn("look", asked)).ok
             assert not (await run.call_tool("shared", {})).ok
 
-        await executed(
+        outcome = await executed(
             store,
             made=agent_of(made),
             look=agent_of(look, (shared,)),
         )
+        assert outcome.status == "success"
         parent, child = seen
         assert child.context.parent is parent.context
         assert child.context.request_id != parent.context.request_id
@@ -218,7 +228,8 @@ class TestOne:
             await run.spawn("calls", "x")
             await run.emit.text("still outer")
 
-        await executed(store, made=made, calls=agent_of(calls, (add,)))
+        outcome = await executed(store, made=made, calls=agent_of(calls, (add,)))
+        assert outcome.statistics.tool_calls == 1
         stored = [text_of(item.message) for item in await store.messages(ADA, THREAD)]
         assert stored == ["hi", "outer still outer"]
 
@@ -259,7 +270,7 @@ class TestOne:
             assert (await run.spawn("untidy", "x")).ok
             await run.emit.text(" is still open")
 
-        await executed(store, made=made, untidy=untidy)
+        assert (await executed(store, made=made, untidy=untidy)).status == "success"
         log = await log_of(store)
         ended = types_of(log).index("SUBAGENT_FINISHED")
         assert types_of(log)[ended - 5 : ended] == [
@@ -423,9 +434,8 @@ class TestVoice:
             await run.emit.custom("mine", 1)
 
         async def made(run: RunContext) -> None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run.spawn, "speaks", "x")
-                nursery.start_soon(run.spawn, "speaks", "x")
+            results = await run.parallel([Step(agent="speaks", input="x")] * 2)
+            assert [result.status for result in results] == ["success"] * 2
 
         assert (await executed(store, made=made, speaks=speaks)).status == "success"
         custom = [event for event in await log_of(store) if event["type"] == "CUSTOM"]

@@ -14,6 +14,7 @@ from tests.server.models.fake_openai import FakeEndpoint, Reply
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from creche import Message, MessageId, ModelError, ModelPart, TextDelta, ToolSpec, UserMessage
+from creche_server.models import open_models
 from creche_server.models.openai import open_openai_model
 from creche_server.models.openai_wire import retry_after
 from creche_server.models.retrying import PassingModelError, RetryingModel
@@ -283,3 +284,16 @@ def test_what_an_endpoint_says_of_its_pause_is_understood(
     headers: dict[str, str], seconds: float | None
 ):
     assert retry_after(headers, now=60.0) == seconds
+
+
+async def test_the_model_that_the_settings_name_is_asked_as_often_as_they_say(
+    endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENAI_BASE_URL", endpoint.url)
+    endpoint.replies = [Reply(status=503, error={}, headers=SOON) for _ in range(5)]
+    with trio.fail_after(10):
+        async with open_models("openai:tiny", attempts=4) as models:
+            with pytest.raises(ModelError):
+                async with models["default"].open_stream(HELLO, ()):
+                    pytest.fail("it is busy")
+    assert len(endpoint.requests) == 4
