@@ -47,7 +47,6 @@ from creche import (
     tool,
 )
 
-
 # The protocol's own package: whether each event has the shape that it prescribes.
 PACKAGE: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ag_ui.core.events.Event)
 
