@@ -8,6 +8,7 @@ from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._approval import Approval, ApprovalRequest, Approver
 from creche._barrier import leaves, split
+from creche._class_guard import IsolationViolationError
 from creche._context import (
     ConnectionId,
     MessageId,
@@ -23,8 +24,8 @@ from creche._context import (
     new_id,
 )
 from creche._dispatcher import ToolDispatcher
-from creche._emitter import EventEmitter
-from creche._engine import AgentInput, ExecutionEngine, NamesAgent
+from creche._emitter import EventEmitter, SubagentEmitter
+from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
     CommitInDoubtError,
     CrecheError,
@@ -37,6 +38,7 @@ from creche._errors import (
     ModelError,
     RunError,
     StoreUnavailableError,
+    SubagentFailedError,
     ThreadDeletedError,
     ToolDefinitionError,
     UnknownAgentError,
@@ -48,6 +50,7 @@ from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
 from creche._limits import Limits
 from creche._messages import (
+    AgentInput,
     AssistantMessage,
     FunctionCall,
     Message,
@@ -65,6 +68,8 @@ from creche._quotas import ToolQuotas
 from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import CancelReason, Receipt, Run, RunContext, RunOutcome
+from creche._statistics import RunStatistics
+from creche._steps import Step, SubagentResult
 from creche._store import (
     Chunk,
     Commit,
@@ -107,6 +112,7 @@ __all__ = [
     "Infrastructure",
     "InvalidContextError",
     "IsolationError",
+    "IsolationViolationError",
     "Journal",
     "Journals",
     "LimitExceededError",
@@ -128,11 +134,16 @@ __all__ = [
     "RunId",
     "RunOutcome",
     "RunRecord",
+    "RunStatistics",
     "RunStatus",
+    "Step",
     "StopFlag",
     "Store",
     "StoreUnavailableError",
     "StoredMessage",
+    "SubagentEmitter",
+    "SubagentFailedError",
+    "SubagentResult",
     "Supervisor",
     "SystemMessage",
     "TextDelta",

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import trio
 
+from creche._class_guard import ClassGuard, classes_of
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
 from creche._errors import RunError, UnknownAgentError
@@ -59,6 +60,8 @@ class AgentClassRegistry:
 
     def __init__(self, agents: Mapping[str, type[Agent]] | None = None) -> None:
         self._agents: dict[str, AgentDescription] = {}
+        self._guards: dict[type, ClassGuard] = {}  # of all classes that agents are made of
+        self._guards_of: dict[str, tuple[ClassGuard, ...]] = {}  # {agent: those of its classes}
         self._frozen = False
         for name, agent_class in (agents or {}).items():
             self.register(name, agent_class)
@@ -88,6 +91,9 @@ class AgentClassRegistry:
             msg = f"an agent named {name!r} is registered already"
             raise ValueError(msg)
         check_agent_class(name, agent_class)
+        self._guards_of[name] = tuple(
+            self._guards.setdefault(each, ClassGuard(each)) for each in classes_of(agent_class)
+        )
         named = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, str)]
         self._agents[name] = AgentDescription(
             name=name,
@@ -112,6 +118,10 @@ class AgentClassRegistry:
             known = ", ".join(sorted(self._agents)) or "none"
             msg = f"no agent is named {name!r} (there is {known})"
             raise UnknownAgentError(msg) from None
+
+    def guards_of(self, name: str) -> tuple[ClassGuard, ...]:
+        """What notices writes to the classes that this agent is made of. Raises as `describe`."""
+        return self._guards_of[self.describe(name).name]
 
     def missing_requirements(self, provided: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Which agents want tools that are not among those provided; empty when all is well."""

@@ -21,7 +21,7 @@ from creche._limits import Limits
 from creche._models import ToolSpec
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas, ToolShare
-from creche._tool_calls import ToolCalls, ToolPolicy, allow_every_tool
+from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tools import Tool, ToolResult, failure
 
 
@@ -51,20 +51,27 @@ class ToolDispatcher:
         share: ToolShare,
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
+        tally: ToolTally | None = None,
     ) -> None:
+        self._tally = tally or ToolTally()
         self._calls = ToolCalls(
-            context, tools, limits, share=share, policy=policy, approver=approver
+            context,
+            tools,
+            limits,
+            share=share,
+            policy=policy,
+            approver=approver,
+            tally=self._tally,
         )
         self._emitter = emitter
-        self._cleanup_timeout = limits.cleanup_timeout
+        self._limits = limits
+        self._share = share
+        self._policy = policy
+        self._approver = approver
         self._live: dict[trio.CancelScope, str] = {}  # {of a call under way: its tool}
         self._closed = False
         self._over = trio.lowlevel.ParkingLot()
         self._journal: Journal | None = None
-        # Names of tools that the run's end interrupted, that would not stop, that were killed.
-        self.stopped = self._calls.stopped
-        self.abandoned = self._calls.abandoned
-        self.killed = self._calls.killed
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -117,6 +124,21 @@ class ToolDispatcher:
                     await dispatcher._close()
                     log.receipt.update(dispatcher.receipt)
 
+    def for_subagent(
+        self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
+    ) -> ToolDispatcher:
+        """A dispatcher of a sub-agent's own tools, under this one's limits, budget and policy."""
+        return ToolDispatcher(
+            context,
+            tools,
+            emitter,
+            self._limits,
+            share=self._share,
+            policy=self._policy,
+            approver=self._approver,
+            tally=self._tally,
+        )
+
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
         """What a model may be told."""
@@ -131,12 +153,27 @@ class ToolDispatcher:
         return self._journal
 
     @property
+    def stopped(self) -> list[str]:
+        """Names of tools that the run's end interrupted."""
+        return [*self._tally.stopped]
+
+    @property
+    def abandoned(self) -> list[str]:
+        """Names of tools that would not stop."""
+        return [*self._tally.abandoned]
+
+    @property
+    def killed(self) -> list[str]:
+        """Names of tools whose processes were killed at work."""
+        return [*self._tally.killed]
+
+    @property
     def receipt(self) -> dict[str, tuple[str, ...]]:
         """What became of tools that did not end by themselves, by name."""
         return {
-            "tools_stopped": tuple(map(str, self.stopped)),
-            "threads_abandoned": tuple(map(str, self.abandoned)),
-            "processes_killed": tuple(map(str, self.killed)),
+            "tools_stopped": tuple(self._tally.stopped),
+            "threads_abandoned": tuple(self._tally.abandoned),
+            "processes_killed": tuple(self._tally.killed),
         }
 
     async def dispatch(
@@ -156,6 +193,7 @@ class ToolDispatcher:
         if self._closed:
             msg = "the dispatcher's block has ended, so it calls nothing more"
             raise EmitterClosedError(msg)
+        self._tally.calls += 1
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
         with self._under_way(name) as scope:
@@ -175,6 +213,7 @@ class ToolDispatcher:
                     result = await self._calls.result(call_id, name, arguments)
                 else:
                     result = faulty(call_id)
+            self._tally.failures += not result.ok
             await self._say(result)
         return result
 
@@ -212,10 +251,10 @@ class ToolDispatcher:
         self._closed = True
         for scope in self._live:
             scope.cancel()
-        with trio.move_on_after(self._cleanup_timeout, shield=True):
+        with trio.move_on_after(self._limits.cleanup_timeout, shield=True):
             while self._live:
                 await self._over.park()
-        self.abandoned.extend(self._live.values())
+        self._tally.abandoned.extend(self._live.values())
 
 
 def _told_of(result: ToolResult) -> dict[str, Any]:

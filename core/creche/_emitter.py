@@ -4,11 +4,15 @@ An emitter is bound to one context and cannot be pointed elsewhere. `emit` is aw
 a flood of events yields to others, stays cancellable and feels the store's back-pressure.
 """
 
+# ruff: noqa: SLF001  an emitter and those of its sub-agents are one idea
+
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +26,7 @@ from creche._errors import (
     IsolationError,
     LimitExceededError,
 )
-from creche._grammar import Grammar, Phase
+from creche._grammar import Bracket, Grammar, Phase
 from creche._journal import Entry, Journal
 from creche._limits import Limits
 from creche._messages import Message
@@ -33,6 +37,8 @@ from creche._transcript import Transcript
 _EVENTS_PER_YIELD: Final = 32  # a checkpoint costs as much as two or three events
 _OF_THE_RUN: Final = (events.RunStarted, *events.TERMINAL)
 _BYTES_PER_YIELD: Final = 64 * 1024
+
+QUEUED: Final = "creche.queued"  # the name of the CUSTOM event of a run that had to wait
 
 
 def timestamp() -> int:
@@ -52,6 +58,7 @@ class EventEmitter:
         self._limits = limits
         self._grammar = Grammar()
         self._transcript = Transcript()
+        self._subagent: str | None = None  # whom it speaks for, if not for the run's own agent
         self._text: MessageId | None = None  # the message that `text` is writing
         self._said_bytes = 0
         self._until_yield = _EVENTS_PER_YIELD
@@ -105,7 +112,47 @@ class EventEmitter:
         """Say something that has no event of its own."""
         await self.emit(events.Custom(name=name, value=value, timestamp=timestamp()))
 
-    # --- the engine's part: the beginning and the end of the run
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[str]:
+        """A block that is told as a step; yields its name, which is made unique among open ones.
+
+        Raises LimitExceededError as `emit` does. Its end is said whatever ends the block.
+        """
+        unique = next(
+            each
+            for each in itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+            if not self._grammar.is_open(Bracket.STEP, each, self._subagent)
+        )
+        self._say_within_limits(events.StepStarted(step_name=unique, timestamp=timestamp()))
+        try:
+            yield unique
+        finally:
+            if self._grammar.is_open(Bracket.STEP, unique, self._subagent):
+                end = events.StepFinished(step_name=unique, timestamp=timestamp())
+                self._say(end, barrier=False)
+
+    # --- the engine's part: sub-agents, the beginning and the end of the run
+
+    def subagent(self, context: UserExecutionContext, name: str, about: str) -> SubagentEmitter:
+        """Say SUBAGENT_STARTED; returns what that sub-agent speaks with, until its `end`.
+
+        It is known by the id of its own request.
+        """
+        emitter = SubagentEmitter(self, context)
+        self._say_within_limits(
+            events.SubagentStarted(
+                subagent_run_id=context.request_id,
+                name=name,
+                description=about or None,
+                timestamp=timestamp(),
+            ),
+        )
+        return emitter
+
+    def queued(self, waited_ms: int) -> None:
+        """Say how long the run waited for its turn; directly after `begin`."""
+        event = events.Custom(name=QUEUED, value={"waited_ms": waited_ms}, timestamp=timestamp())
+        self._say(event, barrier=False)
 
     def begin(self, message: tuple[Message, ...], record: RunRecord) -> Entry:
         """Say RUN_STARTED, a barrier committed together with the run's record."""
@@ -186,6 +233,80 @@ class EventEmitter:
         )
         self._said_bytes += len(entry.data)
         return entry
+
+
+class SubagentEmitter(EventEmitter):
+    """Speaks for one sub-agent, through its parent: the same grammar, journal and limits.
+
+    Each event carries the sub-agent's id, whether it was given one or not, and none may carry
+    another's.
+    """
+
+    def __init__(self, parent: EventEmitter, context: UserExecutionContext) -> None:
+        if context.run_id != parent._context.run_id:
+            msg = "a sub-agent speaks in the run of its parent only"
+            raise IsolationError(msg)
+        super().__init__(context, parent._journal, parent._limits)
+        self._parent = parent
+        self._grammar = parent._grammar
+        self._subagent = self._id = context.request_id
+        self._words: dict[MessageId, list[str]] = {}  # what it said, by message
+        self._ended = False
+
+    @property
+    def last_words(self) -> str:
+        """The latest message of the sub-agent that is not empty."""
+        said = ("".join(words) for words in reversed(self._words.values()))
+        return next((words for words in said if words), "")
+
+    def finish(self, outcome: events.SubagentFinished | events.SubagentError) -> None:
+        """Close whatever the sub-agent left open, and say how it ended. It then says no more."""
+        self._ended = True
+        if not self._grammar.is_open(Bracket.SUBAGENT, self._id):
+            return  # its parent's agent said that it has ended
+        closers = self._grammar.closers(self._id)
+        for event in [*closers, outcome]:
+            self._parent._say(event, barrier=type(event) is events.ToolCallResult)
+
+    def _say_within_limits(self, event: events.Event) -> bool:
+        if self._ended:
+            msg = "the sub-agent has ended, so it says nothing more"
+            raise EmitterClosedError(msg)
+        event = self._attributed(event)
+        due = self._parent._say_within_limits(event)
+        own = getattr(event, "subagent_run_id", None) == self._id  # or of one below
+        if own and isinstance(event, events.TextMessageContent):
+            self._words.setdefault(event.message_id, []).append(event.delta)
+        return due
+
+    async def _give_way(self) -> None:
+        await self._parent._give_way()
+
+    def _say(
+        self,
+        event: events.Event,
+        *,
+        barrier: bool,
+        most: float = math.inf,
+        runs: tuple[RunRecord, ...] = (),
+        messages: tuple[StoredMessage, ...] = (),
+    ) -> Entry:
+        event = self._attributed(event)
+        return self._parent._say(event, barrier=barrier, most=most, runs=runs, messages=messages)
+
+    def _attributed(self, event: events.Event) -> events.Event:
+        """The event as this sub-agent's, or as one below it. Raises GrammarError for another's."""
+        is_start = isinstance(event, events.SubagentStarted)
+        field = "parent_subagent_run_id" if is_start else "subagent_run_id"
+        speaker = getattr(event, field, None)
+        if speaker is None and not isinstance(event, _OF_THE_RUN):
+            return msgspec.structs.replace(event, **{field: self._id})
+        below = self._grammar.subagents_below(self._id)
+        ends = isinstance(event, (events.SubagentFinished, events.SubagentError))
+        if speaker in below and not (ends and speaker == self._id):
+            return event
+        msg = f"{type(event).__name__} is not this sub-agent's to say"
+        raise GrammarError(msg)
 
 
 def redact_json(text: str) -> str:

@@ -7,33 +7,36 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol, cast
 
-import msgspec
 import trio
 
 from creche import _events as events
 from creche._ambient import look_around
-from creche._barrier import leaves, split
-from creche._context import MessageId, UserExecutionContext, logged_context, new_id
+from creche._barrier import split
+from creche._class_guard import ClassWatch
+from creche._context import UserExecutionContext, logged_context
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter, timestamp
-from creche._errors import CrecheError, RunError, StoreUnavailableError
+from creche._errors import CrecheError, StoreUnavailableError
+from creche._failures import identity, json_or_none, log_failure, public
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
 from creche._journals import Journals, open_journals
-from creche._messages import Message, UserMessage, encode_message, text_of
+from creche._messages import AgentInput, Message, as_messages, text_of
 from creche._models import Usage
 from creche._quotas import ToolQuotas
-from creche._redaction import printable, redact_text, redact_value
+from creche._redaction import printable
 from creche._run import Receipt, Run, RunContext, RunOutcome
+from creche._statistics import RunStatistics, Tally
 from creche._store import NewThread, RunRecord, RunStatus, StoredMessage, now
+from creche._subagents import Subagents
+from creche._tool_calls import ToolTally
 
 _log: Final = logging.getLogger("creche.engine")
 
 # Seconds that a run whose process gives up on it waits for its terminal event's commit.
 _LAST_COMMIT_TIMEOUT: Final = 2.0
 _TITLE_LENGTH: Final = 80
-
-AgentInput = str | Sequence[Message]
+_WORTH_TELLING: Final = 1.0  # seconds of waiting for its turn, above which a run says so
 
 
 class HasAgentName(Protocol):
@@ -136,7 +139,10 @@ class ExecutionEngine:
         run.first_seq = self._journal.last_seq + 1
         run.started_at = now()
         self._emitter.begin(asked, run_record(run, "running"))
+        if run.queued_for > _WORTH_TELLING:
+            self._emitter.queued(round(run.queued_for * 1000))
         with self._quotas.share(run.user_id) as share:
+            finish = _Finish(started=started)
             dispatcher = ToolDispatcher(
                 run.context,
                 self._infrastructure.tools_of(run.agent),
@@ -145,18 +151,19 @@ class ExecutionEngine:
                 share=share,
                 policy=self._infrastructure.tool_policy,
                 approver=self._infrastructure.approver,
+                tally=finish.tools,
             )
-            finish = _Finish(started=started, dispatcher=dispatcher)
             logged = logged_context.set(run.context)
             try:
-                await self._barrier(finish, history)
+                await self._barrier(finish, dispatcher, history)
             finally:
                 logged_context.reset(logged)
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
-                outcome = self._decide(finish)
+                usage = self._usage(finish.usage)
+                outcome = self._decide(finish, self._statistics(finish, usage))
                 self._emitter.close_open()
-                seq = self._say_the_end(outcome, self._usage(finish.usage))
+                seq = self._say_the_end(outcome, usage)
                 await self._commit_the_end(seq)
                 run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
         return outcome
@@ -178,13 +185,13 @@ class ExecutionEngine:
             msg = "an engine executes one run, once; open another for the next"
             raise CrecheError(msg)
 
-    async def _barrier(self, finish: _Finish, history: History) -> None:
+    async def _barrier(self, finish: _Finish, dispatcher: ToolDispatcher, history: History) -> None:
         """Run the agent; all that it can raise, but Trio's Cancelled and ^C, is a failure of it."""
         run = self._run
         try:
             run._scope.deadline = trio.current_time() + self._limits.run_timeout  # noqa: SLF001
             with run._scope:  # noqa: SLF001
-                await self._within_nursery(finish, history)
+                await self._within_nursery(finish, dispatcher, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
             passing, failure = split(error)
@@ -196,57 +203,81 @@ class ExecutionEngine:
         finally:
             run._nursery = None  # noqa: SLF001
             finish.nursery_closed = trio.current_time()
-            # Nobody else cancels that scope without giving a reason.
+            # Nobody else cancels that scope without giving a reason. An agent that swallowed the
+            # cancel and returned after all did so too late: that is no success.
+            deadline = run._scope.deadline  # noqa: SLF001
+            in_time = finish.agent_returned is not None and finish.agent_returned < deadline
             finish.deadline_passed = (
                 run._scope.cancel_called  # noqa: SLF001
                 and run.reason is None
-                and finish.agent_returned is None
+                and not in_time
             )
             unexplained = run.reason is None and not finish.deadline_passed
             if unexplained and finish.agent_returned is None and finish.failure is None:
                 # A nursery takes any Cancelled for its own; success it was not.
                 finish.failure = CrecheError("the agent raised a Cancelled that nobody sent")
 
-    async def _within_nursery(self, finish: _Finish, history: History) -> None:
+    async def _within_nursery(
+        self, finish: _Finish, dispatcher: ToolDispatcher, history: History
+    ) -> None:
         run = self._run
         async with trio.open_nursery() as nursery:
             run._nursery = nursery  # noqa: SLF001
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
             context = RunContext(
                 run,
+                context=run.context,
                 messages=tuple(await history()),
                 emitter=self._emitter,
-                dispatcher=finish.dispatcher,
+                dispatcher=dispatcher,
                 models=self._infrastructure.models,
                 limits=self._limits,
+                spawner=Subagents(self._infrastructure, finish.watch),
+                tally=finish.tally,
+                usage=finish.usage,
             )
-            finish.usage = context.usage
             # In a task of its own: code that leaves a nursery open corrupts the task that it runs
             # in, and Trio tells that to the nursery of that task, which must be this one.
             nursery.start_soon(self._answer, context, finish, nursery)
 
     async def _answer(self, context: RunContext, finish: _Finish, nursery: trio.Nursery) -> None:
-        agent = self._infrastructure.registry.describe(self._run.agent).agent_class()
+        registry = self._infrastructure.registry
+        finish.watch.begin(registry.guards_of(self._run.agent))
+        agent = registry.describe(self._run.agent).agent_class()
         finish.result = await agent.run(context)
         finish.agent_returned = trio.current_time()
         nursery.cancel_scope.cancel()
 
-    def _decide(self, finish: _Finish) -> RunOutcome:
+    def _decide(self, finish: _Finish, statistics: RunStatistics) -> RunOutcome:
         """How the run ended. Synchronous, as all is up to the last event: nothing interrupts."""
         run = self._run
         if finish.deadline_passed:
             run.reason = "deadline"
             run._note_cancel(run._scope.deadline)  # noqa: SLF001
         if finish.failure is not None:
-            self._log_failure(finish.failure)
-        if run.reason is not None:
-            return RunOutcome(status="cancelled", receipt=self._receipt(finish, run.reason))
-        if finish.failure is not None:
-            code, message = _public(finish.failure, run.context)
-            receipt = self._receipt(finish, code)
-            return RunOutcome(status="failed", receipt=receipt, message=message)
-        receipt = self._receipt(finish, "success")
-        return RunOutcome(status="success", receipt=receipt, result=finish.result)
+            log_failure(_log, "a run", finish.failure, run.context)
+        violation = finish.watch.end()
+        if violation is None and run.reason is not None:
+            return RunOutcome(
+                status="cancelled",
+                receipt=self._receipt(finish, run.reason),
+                statistics=statistics,
+            )
+        failure = violation or finish.failure  # whatever else: what was shared must be told
+        if failure is not None:
+            code, message = public(failure, run.context)
+            return RunOutcome(
+                status="failed",
+                receipt=self._receipt(finish, code),
+                message=message,
+                statistics=statistics,
+            )
+        return RunOutcome(
+            status="success",
+            receipt=self._receipt(finish, "success"),
+            result=finish.result,
+            statistics=statistics,
+        )
 
     def _say_the_end(
         self,
@@ -279,9 +310,25 @@ class ExecutionEngine:
             elapsed_ms=round(max(0.0, closed - asked) * 1000),
             run_ms=round((closed - finish.started) * 1000),
             tasks_ended=run._tasks_at_cancel,  # noqa: SLF001
-            tools_stopped=tuple(map(str, finish.dispatcher.stopped)),
-            threads_abandoned=tuple(map(str, finish.dispatcher.abandoned)),
-            processes_killed=tuple(map(str, finish.dispatcher.killed)),
+            tools_stopped=tuple(finish.tools.stopped),
+            threads_abandoned=tuple(finish.tools.abandoned),
+            processes_killed=tuple(finish.tools.killed),
+        )
+
+    def _statistics(
+        self,
+        finish: _Finish,
+        usage: tuple[events.TokenUsage, ...] | None,
+    ) -> RunStatistics:
+        return RunStatistics(
+            queue_ms=round(self._run.queued_for * 1000),
+            run_ms=round((finish.nursery_closed - finish.started) * 1000),
+            model_calls=finish.tally.model_calls,
+            input_tokens=sum(each.input_tokens or 0 for each in usage or ()),
+            output_tokens=sum(each.output_tokens or 0 for each in usage or ()),
+            tool_calls=finish.tools.calls,
+            tool_failures=finish.tools.failures,
+            subagents=finish.tally.subagents,
         )
 
     def _usage(self, noted: list[tuple[str, Usage]]) -> tuple[events.TokenUsage, ...] | None:
@@ -296,7 +343,9 @@ class ExecutionEngine:
                 totals[printable(model)] = (before[0] + inputs, before[1] + outputs)
             # Boundary: one note of an agent's. The run's end must not depend on it.
             except Exception:  # noqa: BLE001
-                _log.exception("a run noted a cost that is none", extra=self._identity)
+                _log.exception(
+                    "a run noted a cost that is none", extra=dict(identity(self._run.context))
+                )
         return (
             tuple(
                 events.TokenUsage(model=model, input_tokens=inputs, output_tokens=outputs)
@@ -305,40 +354,21 @@ class ExecutionEngine:
             or None
         )
 
-    @property
-    def _identity(self) -> dict[str, str]:
-        """For log lines."""
-        context = self._run.context
-        return {
-            "user_id": context.user_id,
-            "thread_id": context.thread_id,
-            "run_id": context.run_id,
-            "correlation_id": context.correlation_id,
-        }
-
-    def _log_failure(self, failure: BaseException) -> None:
-        told = _told(failure)
-        _log.log(
-            # A failure that was told in words is no surprise; any other needs its traceback.
-            logging.ERROR if told is None else logging.WARNING,
-            "a run failed" if told is None else f"a run failed: {told[1]}",
-            exc_info=failure if told is None else None,
-            extra=self._identity,
-        )
-
 
 class _Finish:
     """What becomes known on the way to a run's end."""
 
-    def __init__(self, *, started: float, dispatcher: ToolDispatcher) -> None:
+    def __init__(self, *, started: float) -> None:
         self.started = started  # trio time
-        self.dispatcher = dispatcher
+        self.tools = ToolTally()
         self.result: Any = None
         self.failure: BaseException | None = None
         self.deadline_passed = False
         self.agent_returned: float | None = None
         self.nursery_closed = started
         self.usage: list[tuple[str, Usage]] = []
+        self.tally = Tally()
+        self.watch = ClassWatch()
 
 
 async def call_off(journal: Journal, run: Run) -> None:
@@ -347,7 +377,8 @@ async def call_off(journal: Journal, run: Run) -> None:
     If the store does not take that, its turn will tell.
     """
     receipt = Receipt(reason=run.reason or "user", elapsed_ms=0, run_ms=0, tasks_ended=0)
-    outcome = RunOutcome(status="cancelled", receipt=receipt)
+    statistics = RunStatistics(queue_ms=round(run.queued_for * 1000))
+    outcome = RunOutcome(status="cancelled", receipt=receipt, statistics=statistics)
     with contextlib.suppress(StoreUnavailableError):
         await journal.propose(runs=(run_record(run, "cancelled", outcome=outcome),))
         run._conclude(outcome)  # noqa: SLF001
@@ -393,43 +424,6 @@ def run_record(
     )
 
 
-def as_messages(state: AgentInput) -> tuple[Message, ...]:
-    """What a run is asked, as messages; words alone become one user message.
-
-    Raises ValueError if there is nothing in it.
-    """
-    if isinstance(state, str):
-        state = [UserMessage(id=MessageId(new_id()), content=state)]
-    if not state:
-        msg = "a run's input has at least one message"
-        raise ValueError(msg)
-    for message in state:
-        try:
-            encode_message(message)
-        except (TypeError, ValueError) as error:
-            msg = f"a message has no JSON: {error}"
-            raise ValueError(msg) from None
-    return tuple(state)
-
-
-def _public(failure: BaseException, context: UserExecutionContext) -> tuple[str, str]:
-    """A failure as a client may see it: a code, and a sentence without anything of the inside."""
-    told = _told(failure)
-    if told is not None:
-        return told
-    return "agent_failed", f"The agent failed. Reference: {context.correlation_id}"
-
-
-def _told(failure: BaseException) -> tuple[str, str] | None:
-    """The code and the words of the first RunError in it, whatever its maker put into it."""
-    for leaf in leaves(failure):
-        if isinstance(leaf, RunError):
-            message = str(getattr(leaf, "message", "")) or "The agent failed."
-            code = str(getattr(leaf, "code", "agent_failed"))
-            return printable(code), redact_text(printable(message))
-    return None
-
-
 def _terminal(
     context: UserExecutionContext,
     outcome: RunOutcome,
@@ -441,7 +435,7 @@ def _terminal(
             message=outcome.message or "",
             code=outcome.receipt.reason,
             usage=usage,
-            metadata=_metadata(outcome.receipt, context.correlation_id),
+            metadata=_metadata(outcome, context.correlation_id),
             timestamp=timestamp(),
         )
     succeeded = outcome.status == "success"
@@ -449,23 +443,18 @@ def _terminal(
         thread_id=context.thread_id,
         run_id=context.run_id,
         outcome=events.Succeeded() if succeeded else events.Cancelled(),
-        result=_json_or_none(outcome.result) if succeeded else None,
+        result=json_or_none(outcome.result) if succeeded else None,
         usage=usage,
-        metadata=_metadata(outcome.receipt),
+        metadata=_metadata(outcome),
         timestamp=timestamp(),
     )
 
 
-def _metadata(receipt: Receipt, correlation_id: str | None = None) -> dict[str, Any]:
-    creche: dict[str, Any] = {"receipt": receipt.to_dict()}
+def _metadata(outcome: RunOutcome, correlation_id: str | None = None) -> dict[str, Any]:
+    creche: dict[str, Any] = {
+        "receipt": outcome.receipt.to_dict(),
+        "statistics": outcome.statistics.to_dict(),
+    }
     if correlation_id is not None:
         creche["correlation_id"] = correlation_id
     return {"creche": creche}
-
-
-def _json_or_none(result: Any) -> Any:
-    """The agent's result if it is plain data; anything else stays in the process."""
-    try:
-        return redact_value(msgspec.json.decode(msgspec.json.encode(result)))
-    except (TypeError, ValueError, RecursionError):
-        return None

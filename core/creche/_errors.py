@@ -81,3 +81,7 @@ class LimitExceededError(RunError):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message, code="limit_exceeded")
         self.retry_after = retry_after
+
+
+class SubagentFailedError(RunError):
+    """A sub-agent failed, and its parent asked for that to be raised; it has its code and words."""

@@ -154,15 +154,30 @@ class Grammar:
         if verb is Verb.CLOSE:
             self._close_bracket(event, place)
 
-    def closers(self) -> list[events.Event]:
+    def is_open(self, bracket: Bracket, key: str, owner: str | None = None) -> bool:
+        """Whether that is open; `owner` is the sub-agent of a step, whose name is its only id."""
+        return (bracket, key, owner if bracket is Bracket.STEP else None) in self._open
+
+    def closers(self, subagent: str | None = None) -> list[events.Event]:
         """The events that close whatever is open, innermost first; `accept` takes each in turn.
 
-        Every tool call without a result gets one that says so.
+        Every tool call without a result gets one that says so. With `subagent`, they close what
+        is open within that sub-agent, but not itself.
         """
+        within = self.subagents_below(subagent) if subagent is not None else None
         closing: list[events.Event] = []
         for (bracket, key, _), owner in reversed(self._open.items()):
-            closing.extend(_closers_of(bracket, key, owner))
+            if within is None or owner in within:
+                closing.extend(_closers_of(bracket, key, owner))
         return closing
+
+    def subagents_below(self, subagent: str) -> set[str | None]:
+        """That sub-agent and those below it that are open; who is below was opened later."""
+        within: set[str | None] = {subagent}
+        for (bracket, key, _), owner in self._open.items():
+            if bracket is Bracket.SUBAGENT and owner in within:
+                within.add(key)
+        return within
 
     def _accept_of_run(self, event: events.Event, verb: Verb) -> None:
         if verb is Verb.START:

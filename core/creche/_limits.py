@@ -14,12 +14,15 @@ class Limits:
 
     # a run
     run_timeout: float = 600.0
+    turn_timeout: float = 120.0  # one model call and its stream
     tool_timeout: float = 60.0
     approval_timeout: float = 300.0  # before a tool's own time begins
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
     last_words_timeout: float = 0.5  # on top of that, for the commit of the terminal event
     stop_timeout: float = 1.0  # how long a sync tool may take to heed its stop flag
     max_turns: int = 20  # model calls of one ModelAgent run
+    subagent_depth: int = 10  # levels of sub-agents below the run's own agent, 10 at most
+    subagents_at_once: int = 20  # of one run, at all depths together
     history_runs: int = 50  # of a thread's latest runs, whose messages an agent is given
     tool_calls: int = 200  # of one run
     run_bytes: int = 16 * MIB  # everything that one run says

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
-from creche._context import MessageId, ToolCallId
+from creche._context import MessageId, ToolCallId, new_id
 
 
 class _Message(
@@ -65,6 +66,7 @@ class ToolMessage(_Message, frozen=True, kw_only=True, tag="tool"):
 
 
 Message = SystemMessage | UserMessage | AssistantMessage | ToolMessage
+AgentInput = str | Sequence[Message]  # what an agent is asked
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
@@ -88,3 +90,22 @@ def role_of(message: Message) -> str:
 def text_of(message: Message) -> str:
     """The words of a message, empty where it has none."""
     return message.content or ""
+
+
+def as_messages(state: AgentInput) -> tuple[Message, ...]:
+    """What an agent is asked, as messages; words alone become one user message.
+
+    Raises ValueError if there is nothing in it.
+    """
+    if isinstance(state, str):
+        state = [UserMessage(id=MessageId(new_id()), content=state)]
+    if not state:
+        msg = "a run's input has at least one message"
+        raise ValueError(msg)
+    for message in state:
+        try:
+            encode_message(message)
+        except (TypeError, ValueError) as error:
+            msg = f"a message has no JSON: {error}"
+            raise ValueError(msg) from None
+    return tuple(state)

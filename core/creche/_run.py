@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import trio
 
@@ -16,10 +16,13 @@ from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter
 from creche._errors import RunError
 from creche._limits import Limits
-from creche._messages import Message
+from creche._messages import AgentInput, Message
 from creche._models import Model, Usage
+from creche._statistics import RunStatistics, Tally
+from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._store import RunStatus, now
 from creche._tools import ToolResult
+from creche._turns import TurnModel
 
 CancelReason = Literal["user", "disconnect", "deadline", "budget", "superseded", "shutdown"]
 
@@ -49,6 +52,7 @@ class RunOutcome:
     receipt: Receipt
     message: str | None = None  # of a failure, as clients are told it
     result: Any = None  # what the agent returned
+    statistics: RunStatistics = dataclasses.field(default_factory=RunStatistics)
     ended_at: datetime = dataclasses.field(default_factory=now)
 
 
@@ -72,6 +76,8 @@ class Run:
         self._cleanup_timeout = math.inf
         self._cancelled_at: float | None = None  # trio time
         self._tasks_at_cancel = 0
+        self._listed_at: float | None = None  # trio time at which a supervisor took it on
+        self._turn_at: float | None = None  # trio time
         self._turn = trio.Event()
         self._roused = trio.Event()  # it need not wait in the queue any more: see `_turn`, `reason`
         self._concluded = trio.Event()
@@ -98,6 +104,14 @@ class Run:
             return self.outcome.status
         return "queued" if self.first_seq is None else "running"
 
+    @property
+    def queued_for(self) -> float:
+        """Seconds for which it waited for its turn, so far; 0.0 without a supervisor."""
+        if self._listed_at is None:
+            return 0.0
+        until = trio.current_time() if self._turn_at is None else self._turn_at
+        return until - self._listed_at
+
     def cancel(self, reason: CancelReason = "user") -> None:
         """Ask the run to end. It has ended when `ended()` returns. The first reason stays."""
         if self._ended.is_set() or self.reason is not None:
@@ -109,6 +123,7 @@ class Run:
 
     def _take_turn(self) -> None:
         """It is the thread's active run from now on."""
+        self._turn_at = trio.current_time()
         self._turn.set()
         self._roused.set()
 
@@ -158,27 +173,46 @@ class Run:
         return f"<Run {self.run_id} of {self.agent!r}, {self.status}>"
 
 
+class Spawner(Protocol):
+    """Who can run a sub-agent for an agent: the engine's part of `RunContext.spawn`."""
+
+    async def spawn(self, parent: RunContext, agent: str, state: AgentInput) -> SubagentResult:
+        """See `RunContext.spawn`; a failure is always a result here."""
+        ...
+
+
 class RunContext:
-    """What an agent is handed: who it works for, and the only ways to act."""
+    """What an agent is handed: who it works for, and the only ways to act.
+
+    A sub-agent is handed one of its own, with its own context, messages, tools and voice. What
+    it spends, and its deadlines, are the run's.
+    """
 
     def __init__(
         self,
         run: Run,
         *,
+        context: UserExecutionContext,
         messages: tuple[Message, ...],
         emitter: EventEmitter,
         dispatcher: ToolDispatcher,
         models: Mapping[str, Model],
         limits: Limits,
+        spawner: Spawner,
+        tally: Tally,
+        usage: list[tuple[str, Usage]],
     ) -> None:
         self._run = run
         self._models = models
-        self.context = run.context
-        self.messages = messages  # the thread's history, and then what this run was asked
+        self._spawner = spawner
+        self._tally = tally
+        self.context = context
+        # The thread's history and then what this run was asked; what a sub-agent was asked.
+        self.messages = messages
         self.emit = emitter
         self.tools = dispatcher
         self.limits = limits
-        self.usage: list[tuple[str, Usage]] = []  # (model, what one answer cost)
+        self.usage = usage  # (model, what one answer cost), of the whole run
 
     def spent(self, model: str, usage: Usage) -> None:
         """Note what an answer of a model cost, for the run's terminal event.
@@ -195,13 +229,64 @@ class RunContext:
         return await self.tools.dispatch(name, params)
 
     def model(self, name: str = "default") -> Model:
-        """One of the models that this process offers. Raises RunError if there is none so named."""
+        """One of the models that this process offers. Raises RunError if there is none so named.
+
+        Each of its calls counts for the run's statistics, and has `Limits.turn_timeout`.
+        """
         try:
-            return self._models[name]
+            return TurnModel(self._models[name], self._tally, self.limits)
         except KeyError:
             known = ", ".join(sorted(self._models)) or "none"
             msg = f"no model is named {name!r} here (there is {known})"
             raise RunError(msg, code="no_such_model") from None
+
+    async def spawn(
+        self,
+        agent: str,
+        state: AgentInput,
+        *,
+        raises: bool = False,
+    ) -> SubagentResult:
+        """Have another agent do a part of this run; returns what became of it.
+
+        An instance of its own is made, which works in this task, is told what `state` says and
+        nothing of the thread, has its own tools, and speaks as a sub-agent. A cancel of the run
+        ends it; cancelled alone (by a scope around this call) it is told as an error.
+
+        Whatever it raises is a result with an `error`, or, with `raises`, a SubagentFailedError.
+        Raises UnknownAgentError, ValueError for an empty input, and LimitExceededError past
+        `Limits.subagent_depth` or `Limits.subagents_at_once`.
+        """
+        result = await self._spawner.spawn(self, agent, state)
+        return result.or_raise() if raises else result
+
+    async def sequence(
+        self,
+        steps: Sequence[Step],
+        *,
+        raises: bool = False,
+    ) -> tuple[SubagentResult, ...]:
+        """Have sub-agents work one after another; the results are in the order of the steps.
+
+        After a step that failed, the rest is skipped, unless it has `continue_on_error`. With
+        `raises`, the first such failure is raised in the end. Raises what `spawn` raises.
+        """
+        results = await in_sequence(steps, self.spawn, self.emit)
+        return _checked(steps, results) if raises else results
+
+    async def parallel(
+        self,
+        steps: Sequence[Step],
+        *,
+        raises: bool = False,
+    ) -> tuple[SubagentResult, ...]:
+        """Have sub-agents work at once; the results are in the order of the steps.
+
+        A step that fails cancels those that still run, unless it has `continue_on_error`; see
+        `sequence`.
+        """
+        results = await in_parallel(steps, self.spawn, self.emit)
+        return _checked(steps, results) if raises else results
 
     @contextlib.asynccontextmanager
     async def cleanup(self) -> AsyncIterator[trio.CancelScope]:
@@ -221,6 +306,17 @@ class RunContext:
                 yield scope
             finally:
                 run._cleanups.discard(scope)  # noqa: SLF001
+
+
+def _checked(
+    steps: Sequence[Step],
+    results: tuple[SubagentResult, ...],
+) -> tuple[SubagentResult, ...]:
+    """The results, unless a step failed whose failure matters. Raises SubagentFailedError."""
+    for step, result in zip(steps, results, strict=True):
+        if not step.continue_on_error:
+            result.or_raise()
+    return results
 
 
 def _count_tasks(nursery: trio.Nursery | None) -> int:

@@ -11,7 +11,7 @@ import trio
 
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
-from creche._engine import AgentInput, ExecutionEngine, as_messages, call_off, propose_run
+from creche._engine import ExecutionEngine, call_off, propose_run
 from creche._errors import (
     CrecheError,
     DrainingError,
@@ -21,7 +21,7 @@ from creche._errors import (
 from creche._infrastructure import Infrastructure
 from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
-from creche._messages import Message
+from creche._messages import AgentInput, Message, as_messages
 from creche._quotas import ToolQuotas
 from creche._run import CancelReason, Run
 
@@ -175,6 +175,7 @@ class Supervisor:
     @contextlib.contextmanager
     def _listed(self, run: Run) -> Iterator[None]:
         """The run can be found, and has its place in its thread's order, inside this block."""
+        run._listed_at = trio.current_time()  # noqa: SLF001
         if not self.runs(run.user_id, run.thread_id):
             run._take_turn()  # noqa: SLF001
         self._runs.setdefault(run.user_id, {})[run.run_id] = run

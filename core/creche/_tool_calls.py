@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable
@@ -50,6 +51,19 @@ def shortened(content: str, most_bytes: int) -> str:
     return f"{kept}\n[cut: the first {most_bytes:,} of {len(encoded):,} bytes]"
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class ToolTally:
+    """What became of one run's tool calls, those of its sub-agents included."""
+
+    calls: int = 0
+    failures: int = 0
+    granted: int = 0  # of the calls, those that counted for the run's budget
+    # names of tools
+    stopped: list[str] = dataclasses.field(default_factory=list[str])  # by the run's end
+    abandoned: list[str] = dataclasses.field(default_factory=list[str])  # they would not stop
+    killed: list[str] = dataclasses.field(default_factory=list[str])  # their processes, at work
+
+
 class ToolCalls:
     """What one run may call, what it has called, and what became of tools that were stopped."""
 
@@ -62,17 +76,15 @@ class ToolCalls:
         share: ToolShare,
         policy: ToolPolicy,
         approver: Approver | None,
+        tally: ToolTally,
     ) -> None:
         allowed = (tool for tool in tools if _is_allowed(policy, context, tool))
         self.tools = MappingProxyType({tool.name: tool for tool in allowed})
-        self.stopped: list[str] = []  # names of tools that the run's end interrupted
-        self.abandoned: list[str] = []  # names of tools that would not stop
-        self.killed: list[str] = []  # names of tools whose processes were killed at work
+        self.tally = tally
         self._context = context
         self._limits = limits
         self._share = share
         self._approver = approver
-        self._made = 0
 
     async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
         """What becomes of a call. A tool that is denied and one that is not are answered alike."""
@@ -103,7 +115,7 @@ class ToolCalls:
 
     def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
         """What a call gets that is over the run's budget or the user's rate."""
-        if self._made >= self._limits.tool_calls:
+        if self.tally.granted >= self._limits.tool_calls:
             return failure(
                 call_id,
                 f"This run has made all of the {self._limits.tool_calls} tool calls that it may "
@@ -117,7 +129,7 @@ class ToolCalls:
                 f"Try again in {wait:.1f} s.",
                 retry_after=wait,
             )
-        self._made += 1
+        self.tally.granted += 1
         return None
 
     async def _called(
@@ -139,7 +151,7 @@ class ToolCalls:
             # are BaseExceptions, and one tool may end neither its run nor the process.
             except BaseException as error:  # noqa: BLE001
                 return self._failed(call_id, name, error)
-        self.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
+        self.tally.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
         return failure(
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
@@ -159,7 +171,7 @@ class ToolCalls:
             stop,
             limiter=self._share.workers,
             stop_timeout=self._limits.stop_timeout,
-            abandon=functools.partial(self.abandoned.append, called.name),
+            abandon=functools.partial(self.tally.abandoned.append, called.name),
         )
 
     async def _in_process(self, called: Tool, arguments: str) -> Answer:
@@ -169,14 +181,14 @@ class ToolCalls:
                 arguments,
                 most_bytes=self._limits.run_bytes,
                 kill_timeout=self._limits.stop_timeout,
-                killed=functools.partial(self.killed.append, called.name),
-                outlived=functools.partial(self.abandoned.append, called.name),
+                killed=functools.partial(self.tally.killed.append, called.name),
+                outlived=functools.partial(self.tally.abandoned.append, called.name),
             )
 
     def _failed(self, call_id: ToolCallId, name: str, error: BaseException) -> ToolResult:
         passing, fault = split(error)
         if passing is not None or fault is None:
-            self.stopped.append(name)
+            self.tally.stopped.append(name)
             if fault is not None:
                 _log.warning("tool %s failed while it was stopped", name, exc_info=fault)
             raise passing or error

@@ -77,7 +77,11 @@ async def serve(
             if lost := await end_lost_runs(store):
                 _log.warning("%d runs of a server that died were ended as lost", lost)
             tools = (calculator, clock, history_tool(store))
-            async with open_models(settings.model, [tool.spec for tool in tools]) as models:
+            async with open_models(
+                settings.model,
+                [tool.spec for tool in tools],
+                attempts=settings.model_attempts,
+            ) as models:
                 infrastructure = Infrastructure(
                     agents=all_agents(agents),
                     tools=tools,

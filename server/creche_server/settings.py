@@ -38,6 +38,9 @@ class Settings(BaseSettings):
         default=None, description="a database URL; none is SQLite in `data`"
     )
     model: str = Field(default="local", description="local, scripted or openai:NAME")
+    model_attempts: PositiveInt = Field(
+        default=3, description="how often an endpoint is asked, where its failure may pass"
+    )
     user: str = Field(
         default="local", description="whom the printed link and `creche chat` speak for"
     )
@@ -51,6 +54,7 @@ class Settings(BaseSettings):
     max_connections_per_user: PositiveInt = Field(default=5, description="WebSockets of one user")
 
     run_timeout: PositiveFloat = Limits().run_timeout
+    turn_timeout: PositiveFloat = Limits().turn_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
     runs_per_user: PositiveInt = Limits().runs_per_user
@@ -70,6 +74,7 @@ class Settings(BaseSettings):
         return dataclasses.replace(
             Limits(),
             run_timeout=self.run_timeout,
+            turn_timeout=self.turn_timeout,
             tool_timeout=self.tool_timeout,
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,

@@ -106,7 +106,7 @@ class TestWithoutAnEngine:
             assert dispatcher.specs == (), "tools that are given are held to the policy, too"
 
     async def test_without_tools_and_infrastructure_it_says_what_to_pass(self) -> None:
-        with pytest.raises(CrecheError, match=r"`tools=` or `infrastructure=`"):
+        with pytest.raises(CrecheError, match=r"pass tools= or infrastructure="):
             async with opened(context()):
                 pass
 

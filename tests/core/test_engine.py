@@ -53,7 +53,8 @@ from creche import (
     open_supervisor,
     tool,
 )
-from creche._engine import as_messages, propose_run
+from creche._engine import propose_run
+from creche._messages import as_messages
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.agui_rules import StockClient, check_history
 
 from creche import Grammar, GrammarError, Message, MessageId, RunId, ThreadId, ToolCallId, events
-from creche._grammar import RULES, UNFINISHED_RESULT, Phase
+from creche._grammar import RULES, UNFINISHED_RESULT, Bracket, Phase
 from creche._transcript import Transcript
 
 M, M2 = MessageId("m-1"), MessageId("m-2")
@@ -221,6 +221,27 @@ def test_closers_are_of_whatever_is_open_innermost_first(
             assert event.content == UNFINISHED_RESULT
 
 
+def test_closers_of_a_sub_agent_leave_others_and_itself_open() -> None:
+    other = events.SubagentStarted(subagent_run_id="s-3", name="z")
+    story: list[events.Event] = [TEXT, SUB, NESTED, other]
+    story += [of(STEP, "s-1"), of(CALL, "s-2"), of(THINK, "s-3")]
+    grammar = said(START, *story)
+    found = grammar.closers("s-1")
+    assert types(found) == ["ToolCallEnd", "ToolCallResult", "StepFinished", "SubagentError"]
+    for event in [*found, SUB_END]:
+        grammar.accept(event)
+    assert types(grammar.closers()) == ["ReasoningEnd", "SubagentError", "TextMessageEnd"]
+
+
+def test_what_is_open_can_be_asked() -> None:
+    grammar = said(START, TEXT, SUB, of(STEP, "s-1"))
+    assert grammar.is_open(Bracket.TEXT, M)
+    assert not grammar.is_open(Bracket.TEXT, M2)
+    assert grammar.is_open(Bracket.SUBAGENT, "s-1")
+    assert grammar.is_open(Bracket.STEP, "plan", "s-1")
+    assert not grammar.is_open(Bracket.STEP, "plan")
+
+
 # --- any stream
 
 owners = st.sampled_from([None, None, "s-1", "s-2"])
@@ -318,6 +339,27 @@ def test_after_the_closers_any_run_can_finish_complete(stream: list[events.Event
     calls = [event["toolCallId"] for event in whole if event["type"] == "TOOL_CALL_START"]
     results = [event["toolCallId"] for event in whole if event["type"] == "TOOL_CALL_RESULT"]
     assert sorted(calls) == sorted(results)
+
+
+@settings(max_examples=200)
+@given(any_stream, subagents)
+def test_after_its_closers_any_sub_agent_can_finish(
+    stream: list[events.Event],
+    subagent: str,
+) -> None:
+    begun = events.SubagentStarted(subagent_run_id=subagent, name="x")
+    running = [event for event in stream if not isinstance(event, events.TERMINAL)]
+    ends = (events.SubagentFinished, events.SubagentError)
+    grammar, accepted = accepted_of(
+        [begun, *(event for event in running if not isinstance(event, ends))],
+    )
+    for event in [*grammar.closers(subagent), events.SubagentFinished(subagent_run_id=subagent)]:
+        grammar.accept(event)
+        accepted.append(event)
+    for event in [*grammar.closers(), FINISH]:
+        grammar.accept(event)
+        accepted.append(event)
+    StockClient().take_all(as_json(accepted))
 
 
 @settings(max_examples=200)

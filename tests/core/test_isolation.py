@@ -285,7 +285,8 @@ class TestRuns:
                 await supervisor.start(context(user, THREAD), "keep", "hi")
             while len(found) < 2:
                 await trio.lowlevel.checkpoint()
-            shared = (made, made.store, supervisor.journals._writer)
+            guards = made.registry.guards_of("keep")
+            shared = (made, made.store, supervisor.journals._writer, *guards)
             assert_isolated(found, infrastructure=shared)
             with pytest.raises(IsolationError):
                 assert_isolated(found)

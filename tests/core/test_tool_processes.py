@@ -93,7 +93,7 @@ async def test_its_arguments_are_checked_before_anything_is_started() -> None:
 async def test_what_it_prints_is_no_answer_and_its_input_is_empty(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    long = "é" * 500_000
+    long = "é" * 100_000
     async with opened(context(), tools=[echo]) as dispatcher:
         result = await dispatcher.dispatch("echo", {"words": long})
     assert result.error is None

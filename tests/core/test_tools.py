@@ -83,6 +83,21 @@ async def dispatching(
                 )
 
 
+async def test_a_result_that_is_too_long_is_cut_and_says_so() -> None:
+    """The model and the client read it; the agent has the value whole."""
+
+    @tool
+    def long() -> str:
+        """Say much."""
+        return "é" * 1000
+
+    async with dispatching(long, limits=Limits(tool_result_bytes=101)) as (dispatcher, said):
+        result = await dispatcher.dispatch("long", {})
+    assert result.value == "é" * 1000
+    assert result.content == "é" * 50 + "\n[cut: the first 101 of 2,000 bytes]"
+    assert said()[-1].content == result.content
+
+
 class TestSchemas:
     def test_a_function_becomes_a_tool_with_its_name_docstring_and_hints(self) -> None:
         assert add.spec.name == "add"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -18,9 +19,12 @@ from creche_server.models.openai_wire import (
     Answer,
     EventSplitter,
     error_word,
+    may_pass,
+    retry_after,
     wire_messages,
     wire_tools,
 )
+from creche_server.models.retrying import PassingModelError
 
 _KEY: Final = "OPENAI_API_KEY"
 _URL: Final = "OPENAI_BASE_URL"
@@ -34,13 +38,12 @@ async def open_openai_model(
     *,
     base_url: str | None = None,
     api_key: str | None = None,
-    max_retries: int = 2,
 ) -> AsyncIterator[OpenAIModel]:
     """A client for the model `name`, and its connections, until the block is left.
 
     What is not given is taken from OPENAI_BASE_URL and OPENAI_API_KEY. The key may be missing
-    only where there is a base URL. A request that could not be delivered, or that the endpoint
-    was too busy for, is repeated `max_retries` times, as long as nothing of the answer has come.
+    only where there is a base URL. A request is made once: `RetryingModel` is who asks again, by
+    the PassingModelErrors of this one.
 
     Error handling: raises ModelError where the key is missing. The endpoint is not asked yet.
     """
@@ -52,9 +55,7 @@ async def open_openai_model(
             f"or set {_URL} to an endpoint that needs none"
         )
         raise ModelError(msg, code="model_unavailable")
-    client = openai.AsyncOpenAI(
-        base_url=base_url, api_key=api_key or _NO_KEY, max_retries=max_retries
-    )
+    client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key or _NO_KEY, max_retries=0)
     try:
         yield OpenAIModel(client, name)
     finally:
@@ -137,8 +138,10 @@ class OpenAIModel:
             raise _refusal(error, self._name) from error
         except (openai.APITimeoutError, httpx2.TimeoutException) as error:
             msg = "the model endpoint took too long"
-            raise ModelError(msg, code="model_timeout") from error
-        except (openai.OpenAIError, httpx2.RequestError, OSError) as error:
+            raise PassingModelError(msg, code="model_timeout") from error
+        except (openai.APIConnectionError, httpx2.RequestError, OSError) as error:
+            raise PassingModelError(lost, code=code) from error
+        except openai.OpenAIError as error:
             raise ModelError(lost, code=code) from error
 
 
@@ -167,4 +170,8 @@ def _refusal(error: openai.APIStatusError, name: str) -> ModelError:
         case _:
             message, code = "refused the request", "model_refused"
     detail = f"{error.status_code}{error_word(error.code)}"
-    return ModelError(f"the model endpoint {message} ({detail})", code=code)
+    message = f"the model endpoint {message} ({detail})"
+    if not may_pass(error.status_code, error.code):
+        return ModelError(message, code=code)
+    pause = retry_after(error.response.headers, now=time.time())
+    return PassingModelError(message, code=code, retry_after=pause)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -214,3 +218,36 @@ def error_word(code: object) -> str:
     """An error's code behind a comma, if it is a word such as `context_length_exceeded`."""
     known = isinstance(code, str) and re.fullmatch(r"[a-z][a-z_]{2,63}", code)
     return f", {code}" if known else ""
+
+
+# --- asking again
+
+
+def may_pass(status: int, code: object) -> bool:
+    """Whether a refusal may be another answer in a moment; an account that is empty stays so."""
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return code != "insufficient_quota"
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float | None:
+    """The seconds for which the endpoint asks to be left alone; None where it does not say.
+
+    `now` is in seconds since the epoch, for an endpoint that gives a date. (RFC 9110, section
+    10.2.3; `retry-after-ms` is a habit of the provider's.)
+    """
+    with contextlib.suppress(KeyError, ValueError):
+        return _seconds(float(headers["retry-after-ms"]) / 1000)
+    told = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return _seconds(float(told))
+    with contextlib.suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(told).timestamp() - now)
+    return None
+
+
+def _seconds(told: float) -> float:
+    if not 0 <= told < math.inf:
+        msg = "no length of time"
+        raise ValueError(msg)
+    return told

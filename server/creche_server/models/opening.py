@@ -19,10 +19,13 @@ class UnknownModelError(ValueError):
 async def open_models(
     spec: str,
     tools: Sequence[ToolSpec] = (),
+    *,
+    attempts: int = 3,
 ) -> AsyncIterator[Mapping[str, Model]]:
     """The models by name; `default` is `spec`: `local`, `scripted` or `openai:NAME`.
 
-    `tools` are those that the first answers will probably be offered.
+    `tools` are those that the first answers will probably be offered. `attempts` is how often
+    an endpoint is asked at most, where its failures may pass.
 
     Raises UnknownModelError, and ModelError where a model cannot be opened.
     """
@@ -40,9 +43,10 @@ async def open_models(
             yield {"default": ScriptedModel(pacer)}
     elif kind == "openai" and name:
         from creche_server.models.openai import open_openai_model  # noqa: PLC0415
+        from creche_server.models.retrying import RetryingModel  # noqa: PLC0415
 
         async with open_openai_model(name) as model:
-            yield {"default": model}
+            yield {"default": RetryingModel(model, attempts=attempts)}
     else:
         msg = f"there is no model {spec!r}: use local, scripted or openai:NAME"
         raise UnknownModelError(msg)

@@ -41,9 +41,9 @@ CLOCK = ToolSpec(
 CALL = ToolCall(id=ToolCallId("call_1"), function=FunctionCall("clock", '{"timezone": "UTC"}'))
 
 
-def opened(endpoint: FakeEndpoint, *, max_retries: int = 0):
+def opened(endpoint: FakeEndpoint):
     """The model `tiny` of this endpoint."""
-    return open_openai_model("tiny", base_url=endpoint.url, api_key=KEY, max_retries=max_retries)
+    return open_openai_model("tiny", base_url=endpoint.url, api_key=KEY)
 
 
 async def answer(model: OpenAIModel, tools: tuple[ToolSpec, ...] = ()) -> list[ModelPart]:
@@ -298,13 +298,6 @@ async def test_a_refusal_says_why_and_keeps_secrets(
     endpoint.replies = [Reply(status=status, error=body)]
     error = await failure(endpoint)
     assert (error.message, error.code) == (message, code)
-
-
-async def test_an_endpoint_that_is_busy_for_a_moment_is_asked_again(endpoint: FakeEndpoint):
-    busy = Reply(status=503, error={}, headers={"retry-after-ms": "1"})
-    endpoint.replies = [busy, busy, Reply([fake.text("Hi"), fake.finish()])]
-    async with opened(endpoint, max_retries=2) as model:
-        assert await answer(model) == [TextDelta("Hi")]
 
 
 async def test_nobody_at_the_address_is_an_error():

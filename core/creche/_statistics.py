@@ -1,0 +1,32 @@
+"""What one run took and did, counted by its own engine: for whoever asks what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatistics:
+    """What a run took and did, its sub-agents' part included. Times are milliseconds."""
+
+    queue_ms: int = 0  # from its being taken on until its turn on the thread came
+    run_ms: int = 0  # from RUN_STARTED to the nursery's end
+    model_calls: int = 0  # begun, whatever became of them
+    input_tokens: int = 0  # as far as the models told
+    output_tokens: int = 0
+    tool_calls: int = 0  # begun
+    tool_failures: int = 0  # whose result was an error; those that the run's end stopped are not
+    subagents: int = 0  # begun, at all depths
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it goes into `metadata.creche.statistics`."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """The counts of one run while it runs. Its agents are not handed it."""
+
+    model_calls: int = 0
+    subagents: int = 0

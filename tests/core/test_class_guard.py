@@ -1,0 +1,253 @@
+"""What a run writes to its agent's class reaches no later run, and fails the runs it may have."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import typing
+from typing import Any, ClassVar
+
+import pytest
+import trio
+from tests.small_world import agent_of, context, infrastructure, log_of, terminals_of
+from trio.testing import MockClock
+
+from creche import (
+    AgentClassRegistry,
+    MemoryStore,
+    ModelAgent,
+    RunContext,
+    RunError,
+    RunOutcome,
+    open_supervisor,
+    text_of,
+)
+from creche._class_guard import ClassGuard, classes_of
+
+CANARY = "canary-3f1d"
+
+
+def make_writer() -> type[Any]:
+    """An agent that does to its class what it is asked, and then looks what is there."""
+
+    class Base:
+        inherited: ClassVar[str] = "as it was"
+
+    class Writer(Base):
+        greeting: ClassVar[str] = "hello"
+
+        @classmethod
+        def remember(cls, value: str) -> None:
+            cls.kept = value  # type: ignore[attr-defined]
+
+        async def helper(self) -> str:
+            return "helped"
+
+        async def run(self, run: RunContext) -> Any:  # noqa: PLR0912  a case a way
+            cls: Any = type(self)
+            match text_of(run.messages[-1]):
+                case "add":
+                    cls.secret = CANARY
+                case "classmethod":
+                    self.remember(CANARY)
+                case "by name":
+                    Writer.secret = CANARY  # type: ignore[attr-defined]
+                case "change":
+                    cls.greeting = CANARY
+                case "equal":
+                    cls.greeting = f"{self.greeting[:2]}llo"
+                case "delete":
+                    del cls.greeting
+                case "base":
+                    Base.inherited = CANARY
+                case "method":
+                    cls.helper = lambda self: CANARY
+                case "rename":
+                    cls.welcome = cls.greeting
+                    del cls.greeting
+                case "fail":
+                    cls.secret = CANARY
+                    raise RunError("no")
+                case "hang":
+                    cls.secret = CANARY
+                    await trio.sleep_forever()
+                case "subagent":
+                    return (await run.spawn("writer", "add")).result
+                case "sleep":
+                    await trio.sleep(10)
+                case _:
+                    pass
+            return {
+                name: str(value)
+                for each in (Writer, Base)
+                for name, value in vars(each).items()
+                if not name.startswith("__")
+            }
+
+    return Writer
+
+
+async def runs_of(agent: type[Any], *asked: str, store: MemoryStore) -> list[RunOutcome]:
+    """What becomes of runs that are asked one after another, each on a thread of its own."""
+    made = infrastructure(store=store, writer=agent)
+    async with open_supervisor(made) as supervisor:
+        outcomes: list[RunOutcome] = []
+        for number, words in enumerate(asked):
+            who = context("ada" if number % 2 else "bob", f"thread-{number}")
+            run = await supervisor.start(who, "writer", words)
+            with trio.move_on_after(5):
+                await run.ended()
+            run.cancel()
+            outcomes.append(await run.ended())
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("add", "classmethod", "by name", "change", "equal", "delete", "base", "method", "rename"),
+        *("fail", "hang", "subagent"),
+    ],
+)
+async def test_what_a_run_writes_to_its_class_no_later_run_sees_and_the_run_fails(
+    how: str,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = MemoryStore()
+    before, bad, after = await runs_of(make_writer(), "look", how, "look", store=store)
+    assert (bad.status, bad.receipt.reason) == ("failed", "isolation_violation")
+    assert (before.status, after.status) == ("success", "success")
+    assert CANARY not in str(after.result)
+    assert after.result == before.result
+    (terminal,) = terminals_of(await log_of(store, "ada", "thread-1"))
+    assert (terminal["type"], terminal["code"]) == ("RUN_ERROR", "isolation_violation")
+    (logged,) = (record for record in caplog.records if record.name == "creche.isolation")
+    assert logged.levelno == logging.ERROR
+    assert CANARY not in caplog.text
+
+
+async def test_a_run_that_begins_while_the_writer_is_alive_sees_nothing_either(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_supervisor(infrastructure(writer=make_writer())) as supervisor:
+        writer = await supervisor.start(context("ada", "a"), "writer", "hang")
+        await trio.sleep(1)
+        later = await supervisor.start(context("bob", "b"), "writer", "look")
+        outcome = await later.ended()
+        assert outcome.status == "success"
+        assert CANARY not in str(outcome.result)
+        writer.cancel()
+        assert (await writer.ended()).receipt.reason == "isolation_violation"
+
+
+async def test_a_run_that_may_have_seen_what_another_wrote_does_not_succeed(
+    autojump_clock: MockClock,
+) -> None:
+    """Its result may hold what is another's; whose it is cannot be known."""
+    async with open_supervisor(infrastructure(writer=make_writer())) as supervisor:
+        neighbour = await supervisor.start(context("bob", "b"), "writer", "sleep")
+        await trio.sleep(1)
+        writer = await supervisor.start(context("ada", "a"), "writer", "add")
+        assert (await writer.ended()).receipt.reason == "isolation_violation"
+        assert (await neighbour.ended()).receipt.reason == "isolation_violation"
+        later = await supervisor.start(context("bob", "b"), "writer", "look")
+        assert (await later.ended()).status == "success"
+
+
+async def test_what_a_sub_agent_writes_to_its_class_fails_the_run_that_spawned_it(
+    autojump_clock: MockClock,
+) -> None:
+    async def asks(run: RunContext) -> Any:
+        return (await run.spawn("writer", text_of(run.messages[0]))).result
+
+    made = infrastructure(asks=agent_of(asks), writer=make_writer())
+    async with open_supervisor(made) as supervisor:
+        bad = await supervisor.start(context("ada", "a"), "asks", "add")
+        assert (await bad.ended()).receipt.reason == "isolation_violation"
+        later = await supervisor.start(context("bob", "b"), "asks", "look")
+        outcome = await later.ended()
+    assert outcome.status == "success"
+    assert CANARY not in str(outcome.result)
+
+
+async def test_a_base_that_two_agents_share_is_watched_for_both(
+    autojump_clock: MockClock,
+) -> None:
+    class Reads(ModelAgent):
+        async def run(self, run: RunContext) -> Any:
+            return getattr(self, "secret", None)
+
+    class Writes(ModelAgent):
+        async def run(self, run: RunContext) -> Any:
+            ModelAgent.secret = CANARY  # type: ignore[attr-defined]
+            await trio.sleep(10)
+
+    async with open_supervisor(infrastructure(reads=Reads, writes=Writes)) as supervisor:
+        writer = await supervisor.start(context("ada", "a"), "writes", "x")
+        await trio.sleep(1)
+        reader = await supervisor.start(context("bob", "b"), "reads", "x")
+        outcome = await reader.ended()
+        assert (outcome.status, outcome.result) == ("success", None)
+        assert (await writer.ended()).receipt.reason == "isolation_violation"
+    assert not hasattr(ModelAgent, "secret")
+
+
+async def test_what_python_itself_writes_to_a_class_is_no_violation(
+    autojump_clock: MockClock,
+) -> None:
+    class Copies:
+        async def run(self, run: RunContext) -> None:
+            copy.copy(self)
+            typing.get_type_hints(type(self))
+            assert type(self).__annotations__ is not None
+            self.mine = 1
+
+    async with open_supervisor(infrastructure(copies=Copies)) as supervisor:
+        for _ in range(2):
+            run = await supervisor.start(context(), "copies", "x")
+            assert (await run.ended()).status == "success"
+
+
+async def test_an_agent_whose_class_is_let_alone_succeeds(autojump_clock: MockClock) -> None:
+    """Whatever its bases: protocols and abstract classes keep books of their own."""
+
+    class Chat(ModelAgent, typing.Generic[typing.TypeVar("T")]):  # type: ignore[misc]
+        async def run(self, run: RunContext) -> None:
+            assert isinstance(self, ModelAgent)
+
+    async with open_supervisor(infrastructure(chat=Chat)) as supervisor:
+        for _ in range(3):
+            run = await supervisor.start(context(), "chat", "x")
+            assert (await run.ended()).status == "success"
+
+
+def test_the_classes_of_an_agent_are_those_that_somebody_wrote() -> None:
+    class Base: ...
+
+    class Mine(Base):
+        async def run(self, run: RunContext) -> None: ...
+
+    assert classes_of(Mine) == (Mine, Base)
+    registry = AgentClassRegistry({"one": Mine, "two": type("Other", (Base,), {"run": Mine.run})})
+    assert registry.guards_of("one")[1] is registry.guards_of("two")[1]
+
+
+def test_a_class_is_put_back_to_what_it_was_attribute_by_attribute() -> None:
+    guarded: Any = agent_of(None, ())  # type: ignore[arg-type]
+    was = dict(vars(guarded))
+    guard = ClassGuard(guarded)
+    guard.check()
+    assert guard.breaches == 0
+    guarded.one, guarded.two = 1, 2
+    guarded.tools = ("x",)
+    del guarded.run
+    guard.check()
+    assert (guard.breaches, dict(vars(guarded))) == (1, was)
+    guard.check()
+    assert guard.breaches == 1
+    last = next(reversed(vars(guarded)))  # another name in its place, for the same value
+    setattr(guarded, f"{last}_too", getattr(guarded, last))
+    delattr(guarded, last)
+    guard.check()
+    assert (guard.breaches, dict(vars(guarded))) == (2, was)
