@@ -6,6 +6,17 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 
 from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
+from creche._audit import SecurityAudit, open_audit
+from creche._audit_chain import (
+    AuditEntry,
+    AuditHead,
+    AuditKind,
+    AuditRecord,
+    Flaw,
+    Verification,
+    verify,
+)
+from creche._audit_sinks import AuditQuery, AuditSink, JsonlSink, Kept, MemorySink
 from creche._barrier import leaves, split
 from creche._context import (
     MessageId,
@@ -20,11 +31,14 @@ from creche._context import (
 from creche._emitter import EventEmitter
 from creche._engine import ExecutionEngine
 from creche._errors import (
+    AuditTamperedError,
+    AuditUnavailableError,
     CrecheError,
     DrainingError,
     EmitterClosedError,
     GrammarError,
     InvalidContextError,
+    IsolationError,
     LimitExceededError,
     ModelError,
     RunError,
@@ -58,6 +72,7 @@ from creche._run import CancelReason, Receipt, Run, RunContext, RunOutcome
 from creche._store import (
     Chunk,
     Commit,
+    IdKind,
     MemoryStore,
     NewThread,
     RunRecord,
@@ -75,6 +90,14 @@ __all__ = [
     "AgentClassRegistry",
     "AgentDescription",
     "AssistantMessage",
+    "AuditEntry",
+    "AuditHead",
+    "AuditKind",
+    "AuditQuery",
+    "AuditRecord",
+    "AuditSink",
+    "AuditTamperedError",
+    "AuditUnavailableError",
     "CancelReason",
     "Chunk",
     "Commit",
@@ -84,15 +107,21 @@ __all__ = [
     "Entry",
     "EventEmitter",
     "ExecutionEngine",
+    "Flaw",
     "FunctionCall",
     "Grammar",
     "GrammarError",
+    "IdKind",
     "Infrastructure",
     "InvalidContextError",
+    "IsolationError",
     "Journal",
     "Journals",
+    "JsonlSink",
+    "Kept",
     "LimitExceededError",
     "Limits",
+    "MemorySink",
     "MemoryStore",
     "Message",
     "MessageId",
@@ -110,6 +139,7 @@ __all__ = [
     "RunOutcome",
     "RunRecord",
     "RunStatus",
+    "SecurityAudit",
     "StopFlag",
     "Store",
     "StoreUnavailableError",
@@ -135,6 +165,7 @@ __all__ = [
     "UserExecutionContext",
     "UserId",
     "UserMessage",
+    "Verification",
     "decode_message",
     "encode_message",
     "end_lost_runs",
@@ -142,6 +173,7 @@ __all__ = [
     "leaves",
     "new_epoch",
     "new_id",
+    "open_audit",
     "open_journals",
     "open_supervisor",
     "redact_text",
@@ -150,4 +182,5 @@ __all__ = [
     "split",
     "text_of",
     "tool",
+    "verify",
 ]

@@ -16,9 +16,9 @@ import trio
 from creche import _events as events
 from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
 from creche._errors import (
-    CrecheError,
     EmitterClosedError,
     GrammarError,
+    IsolationError,
     LimitExceededError,
 )
 from creche._grammar import Grammar, Phase
@@ -45,7 +45,12 @@ class EventEmitter:
     def __init__(self, context: UserExecutionContext, journal: Journal, limits: Limits) -> None:
         if (journal.user_id, journal.thread_id) != (context.user_id, context.thread_id):
             msg = "an emitter speaks on the journal of its own context's thread only"
-            raise CrecheError(msg)
+            raise IsolationError(
+                msg,
+                kind="event_injection",
+                user=context.user_id,
+                owner=journal.user_id,
+            )
         self._context = context
         self._journal = journal
         self._limits = limits

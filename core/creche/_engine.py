@@ -11,10 +11,11 @@ import msgspec
 import trio
 
 from creche import _events as events
+from creche._audit import note_mix_up
 from creche._barrier import leaves, split
 from creche._context import MessageId, UserExecutionContext, new_id
 from creche._emitter import EventEmitter, timestamp
-from creche._errors import CrecheError, RunError, StoreUnavailableError
+from creche._errors import CrecheError, IsolationError, RunError, StoreUnavailableError
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
 from creche._journals import open_journals
@@ -61,7 +62,12 @@ class ExecutionEngine:
         """
         async with open_journals(infrastructure.store, infrastructure.limits) as journals:
             async with journals.attached(context.user_id, context.thread_id) as journal:
-                yield cls(Run(context, agent or ""), infrastructure, journal)
+                try:
+                    engine = cls(Run(context, agent or ""), infrastructure, journal)
+                except IsolationError as error:
+                    note_mix_up(infrastructure.audit, error, "open an engine")
+                    raise
+                yield engine
 
     async def execute_agent(self, agent: str, state: AgentInput) -> RunOutcome:
         """Commit the run, execute it to its terminal event, and say how it ended.

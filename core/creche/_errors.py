@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 
 class CrecheError(Exception):
     """The base of every error that creche raises on purpose."""
@@ -33,6 +35,35 @@ class UnknownAgentError(CrecheError, LookupError):
 
 class StoreUnavailableError(CrecheError):
     """The store did not take a write that must be committed before we may answer."""
+
+
+class IsolationError(CrecheError):
+    """Something of one user's was about to be used as another's; nothing was said or written.
+
+    `user` is who acted, `owner` whose it is, `kind` how the audit calls it. The message names
+    nobody.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: Literal["event_injection", "user_mismatch"],
+        user: str,
+        owner: str,
+    ) -> None:
+        super().__init__(message)
+        self.kind: Final = kind
+        self.user = user
+        self.owner = owner
+
+
+class AuditUnavailableError(CrecheError):
+    """The audit could not be written, so what was to be audited must fail."""
+
+
+class AuditTamperedError(CrecheError):
+    """The audit is not as it was left; `creche audit verify` says where."""
 
 
 class ThreadDeletedError(CrecheError):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from creche._agents import Agent, AgentClassRegistry
+from creche._audit import SecurityAudit
 from creche._limits import Limits
 from creche._models import Model
 from creche._store import MemoryStore, Store
@@ -18,7 +19,8 @@ class Infrastructure:
     """Agent classes, tools, models, limits and the store; nothing in it belongs to a run.
 
     `agents` may be a plain mapping of names to classes. `tools` are those that agents ask for
-    by name. `models["default"]` is the one that an agent gets if it names none.
+    by name. `models["default"]` is the one that an agent gets if it names none. `audit` is told
+    of limits that were hit and of mix-ups that were stopped; whoever opened it closes it.
 
     Raises ValueError if an agent asks for a tool that is not there.
     """
@@ -28,6 +30,7 @@ class Infrastructure:
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict[str, Model])
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
+    audit: SecurityAudit | None = None
     registry: AgentClassRegistry = dataclasses.field(init=False)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
 

@@ -29,9 +29,16 @@ async def open_database(url: str) -> AsyncIterator[SqlStore]:
     `sqlite:///PATH` or `postgresql://...`. Resource handling: the pool is closed with the
     block. Raises sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
     """
+    async with open_engine(url) as engine:
+        yield SqlStore(engine, readers=READERS)
+
+
+@contextlib.asynccontextmanager
+async def open_engine(url: str) -> AsyncIterator[Engine]:
+    """The engine alone, on a schema that is up to date; the same holds."""
     engine = await trio.to_thread.run_sync(_opened, make_url(url))
     try:
-        yield SqlStore(engine, readers=READERS)
+        yield engine
     finally:
         engine.dispose()
 
