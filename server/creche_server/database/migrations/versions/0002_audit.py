@@ -56,7 +56,7 @@ def _forbid_on_sqlite() -> None:
             f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
         )
     op.execute(
-        "CREATE TRIGGER audit_refuses_replace BEFORE INSERT ON audit_records "
+        "CREATE TRIGGER audit_refuses_replace BEFORE INSERT ON audit_records "  # noqa: S608
         "WHEN EXISTS (SELECT 1 FROM audit_records WHERE seq = NEW.seq) "
         f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END",
     )
