@@ -31,8 +31,13 @@ from creche._audit_chain import (
 )
 from creche._audit_sinks import AuditQuery, AuditSink
 from creche._barrier import leaves
-from creche._context import MAX_ID_LENGTH
-from creche._errors import AuditTamperedError, AuditUnavailableError, IsolationError
+from creche._context import MAX_ID_LENGTH, check_id
+from creche._errors import (
+    AuditTamperedError,
+    AuditUnavailableError,
+    InvalidContextError,
+    IsolationError,
+)
 from creche._redaction import redact_text
 
 _log: Final = logging.getLogger("creche.audit")
@@ -198,7 +203,7 @@ class SecurityAudit:
             self._work.set()  # there may be an earlier end to wait for
         if window.draft is None:
             window.draft = _Draft()
-        window.draft.add(datetime.now(UTC), outcome, correlation_id)
+        window.draft.add(datetime.now(UTC), shown(outcome), shown(correlation_id))
         if not window.written or self._failing:
             window.draft.urgent = True
             self._work.set()
@@ -311,7 +316,17 @@ def _key(
     operation: str,
 ) -> _Key:
     owner = None if claimed_owner is None else shown(claimed_owner)
-    return _Key(kind, user, owner, shown(resource), shown(operation))
+    return _Key(kind, _as_id(user), owner, shown(resource), shown(operation))
+
+
+def _as_id(user: str | None) -> str | None:
+    """A user's id as it is, so that it can be asked for; what is none, as other texts."""
+    if user is None:
+        return None
+    try:
+        return check_id("user_id", user)
+    except InvalidContextError:
+        return shown(user)  # one record that has no JSON would keep all others from the file
 
 
 def shown(text: str) -> str:

@@ -132,6 +132,11 @@ class MemorySink:
         return verify(self._records, self._head, key=key, since=self._forgotten)
 
 
+def head_file(path: Path) -> Path:
+    """Where the head of the records in that file is."""
+    return path.with_suffix(".head")
+
+
 class JsonlSink:
     """Keeps records in a file, one a line of JSON, and the head in another one beside it.
 
@@ -141,7 +146,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, head_path: Path | None = None) -> None:
         self._path = path
-        self._head_path = head_path or path.with_suffix(".head")
+        self._head_path = head_path or head_file(path)
         self._size = 0  # bytes of whole lines, as we left them
         self._limiter = trio.CapacityLimiter(1)
 

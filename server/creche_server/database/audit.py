@@ -149,9 +149,12 @@ class SqlSink:
 
 
 @contextlib.asynccontextmanager
-async def open_sql_sink(url: str) -> AsyncIterator[SqlSink]:
-    """A sink on a database of ours, its schema brought up to date first; see `open_database`."""
-    async with open_engine(url) as engine:
+async def open_sql_sink(url: str, *, migrates: bool = True) -> AsyncIterator[SqlSink]:
+    """A sink on a database of ours, its schema brought up to date first; see `open_database`.
+
+    Without `migrates` the database is left as it is: to be read only.
+    """
+    async with open_engine(url, migrates=migrates) as engine:
         yield SqlSink(engine)
 
 

@@ -34,16 +34,16 @@ async def open_database(url: str) -> AsyncIterator[SqlStore]:
 
 
 @contextlib.asynccontextmanager
-async def open_engine(url: str) -> AsyncIterator[Engine]:
-    """The engine alone, on a schema that is up to date; the same holds."""
-    engine = await trio.to_thread.run_sync(_opened, make_url(url))
+async def open_engine(url: str, *, migrates: bool = True) -> AsyncIterator[Engine]:
+    """The engine alone, the schema brought up to date or left as it is; the same holds."""
+    engine = await trio.to_thread.run_sync(_opened, make_url(url), migrates)
     try:
         yield engine
     finally:
         engine.dispose()
 
 
-def _opened(url: URL) -> Engine:
+def _opened(url: URL, migrates: bool) -> Engine:  # noqa: FBT001  run_sync passes no keywords
     """Connect and migrate; runs in a thread."""
     if url.get_backend_name() == "sqlite":
         engine = _sqlite(url)
@@ -56,6 +56,8 @@ def _opened(url: URL) -> Engine:
             connect_args={"connect_timeout": _CONNECT_TIMEOUT},
             hide_parameters=True,  # what people said is nothing for an error or a log
         )
+    if not migrates:
+        return engine
     try:
         with engine.execution_options(writes=True).begin() as connection:
             migrate(connection)
