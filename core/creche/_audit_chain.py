@@ -200,11 +200,15 @@ def verify(
             expected, previous = seq + 1, record.hash
         unanchored += seq > end.seq
     if expected <= end.seq:
-        message = f"records {expected} to {end.seq} are cut off"
-        flaws.append(Flaw(expected, "cut off", message))
+        gone = _named(expected, end.seq)
+        flaws.append(Flaw(expected, "cut off", f"{gone} cut off"))
     if head is None and count:
         flaws.append(Flaw(0, "head", "there are records, and no head that says how many"))
     return Verification(records=count, unanchored=unanchored, flaws=tuple(flaws[:most]))
+
+
+def _named(first: int, last: int) -> str:
+    return f"record {first} is" if first == last else f"records {first} to {last} are"
 
 
 def _flaws_of_head(head: AuditHead | None, key: bytes | None) -> list[Flaw]:
@@ -225,7 +229,7 @@ def _flaws_of(
     if digest(canonical(record), key) != record.hash:
         flaws.append(Flaw(seq, "edited", f"record {seq} was edited: its hash is of other contents"))
     if seq > expected:
-        gone = f"record {expected} is" if seq == expected + 1 else f"{expected} to {seq - 1} are"
+        gone = _named(expected, seq - 1)
         flaws.append(Flaw(expected, "deleted", f"{gone} missing before record {seq}"))
     elif seq < expected:
         message = f"record {seq} stands behind record {expected - 1}"
