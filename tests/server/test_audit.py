@@ -12,7 +12,7 @@ import pytest
 import trio
 from tests.core.test_audit import TroubledSink
 from tests.server import bare
-from tests.server.running import Chat, CommandError, Server, open_server
+from tests.server.running import Chat, CommandError, Server, eventually, open_server
 from tests.small_world import hang
 from tests.store_contract import BOB, T1, commit, record
 
@@ -31,7 +31,8 @@ from creche import (
     open_audit,
 )
 from creche_server.audit import audit_file, audit_key
-from creche_server.database import open_sql_sink
+from creche_server.database import SqlStore, open_sql_sink
+from creche_server.http.afterwards import AfterReplies
 from creche_server.lookups import MOST_WAITING, MOST_WAITING_PER_USER, Lookups
 
 EVERYTHING = AuditQuery()
@@ -349,6 +350,47 @@ class TestLookUps:
             ("run_mismatch", "third", "absent"),
         ]
 
+    async def test_keep_no_reply_waiting(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Nor the server, when it goes."""
+        asked: list[object] = []
+
+        async def never(_: object, *question: object) -> bool:
+            asked.append(question)
+            await trio.sleep_forever()
+            return True
+
+        monkeypatch.setattr(SqlStore, "is_anothers", never)
+        async with open_server(tmp_path / "data") as server:
+            async with server.chat() as chat, server.http() as http:
+                await chat.subscribe()
+                with pytest.raises(CommandError):
+                    await chat.ask("run.cancel", run_id="absent")
+                assert (await http.get("/threads/absent")).status_code == 404
+            await eventually(lambda: bool(asked), "the first look-up began")
+            await server.shut_down()
+            counts = await sink_of(server).counts(EVERYTHING)
+            assert counts == {"limit_hit": 3}, "they are counted as not looked up"
+
+    async def test_come_after_the_last_byte_of_the_reply(self) -> None:
+        order: list[str] = []
+
+        async def app(scope: Any, _: Any, send: Any) -> None:
+            scope["creche.afterwards"].append(lambda: order.append("asked"))
+            for part in ("head", "body"):
+                await send(part)
+
+        async def send(part: str) -> None:
+            await trio.lowlevel.checkpoint()
+            order.append(part)
+
+        whole: Any = AfterReplies(app)
+        await whole({}, None, send)
+        assert order == ["head", "body", "asked"]
+
 
 class AwayStore(MemoryStore):
     away = False
@@ -361,6 +403,15 @@ class AwayStore(MemoryStore):
 
 
 class TestAnAuditThatCannotBeWritten:
+    async def test_lets_nobody_into_a_full_house_either(self, tmp_path: Path) -> None:
+        sink = TroubledSink()
+        async with open_server(tmp_path / "data", audit_sink=sink, max_connections=1) as server:
+            sink.full = True
+            async with server.chat() as chat:
+                await chat.subscribe()
+                async with await server.connect() as stream:
+                    assert (await bare.read_all(stream)).startswith(b"HTTP/1.1 503")
+
     async def test_fails_the_refusals_themselves(self, tmp_path: Path) -> None:
         sink = TroubledSink()
         async with open_server(tmp_path / "data", audit_sink=sink) as server:
