@@ -75,6 +75,19 @@ class TroubledSink(MemorySink):
         await super().append(records, head)
 
 
+class ForgetfulSink(MemorySink):
+    """A sink that takes what it is given and then, once, cannot say so."""
+
+    loses_the_answer = False
+
+    async def append(self, records: Sequence[AuditRecord], head: AuditHead) -> None:
+        await super().append(records, head)
+        if self.loses_the_answer:
+            self.loses_the_answer = False
+            msg = "the connection was lost"
+            raise OSError(msg)
+
+
 async def refuse(audit: SecurityAudit, resource: str = "thread x", **more: Any) -> None:
     kind: AuditKind = more.pop("kind", "thread_mismatch")
     user = more.pop("user", ADA)
@@ -285,6 +298,20 @@ class TestRepeats:
                 await refuse(audit)
             sink.full = True
         assert "3 occurrences could not be written to the audit" in caplog.text
+
+    async def test_goes_on_rightly_after_a_write_of_which_nobody_knows_whether_it_was_one(
+        self,
+    ) -> None:
+        """As when a connection is lost at the commit: twice in the audit is better than never."""
+        sink = ForgetfulSink()
+        async with open_audit(sink, key=KEY) as audit:
+            sink.loses_the_answer = True
+            with pytest.raises(AuditUnavailableError):
+                await refuse(audit, "a")
+            await refuse(audit, "b")
+            assert (await audit.check()).flaws == ()
+        assert [record.resource for record in await all_of(sink)] == ["a", "b", "a"]
+        assert (await sink.check(KEY)).flaws == ()
 
     async def test_of_many_at_once_share_few_writes(self) -> None:
         sink = TroubledSink()
