@@ -350,6 +350,23 @@ class TestLookUps:
             ("run_mismatch", "third", "absent"),
         ]
 
+    @pytest.mark.parametrize("own", ["before", "after", "never"])
+    async def test_pass_over_what_was_the_askers_own_when_they_asked(self, own: str) -> None:
+        sink, store = MemorySink(), MemoryStore()
+        await store.commit([commit(BOB)])
+        async with open_audit(sink) as audit, trio.open_nursery() as nursery:
+            lookups = Lookups(store, audit)
+            if own == "before":
+                await store.commit([commit()])
+            lookups.ask("thread", T1, UserId("ada"), "connect")
+            if own == "after":
+                await store.commit([commit()])
+            nursery.start_soon(lookups.serve)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        expected = {} if own == "before" else {"thread_mismatch": 1}
+        assert await sink.counts(EVERYTHING) == expected
+
     async def test_keep_no_reply_waiting(
         self,
         tmp_path: Path,
