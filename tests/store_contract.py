@@ -21,6 +21,7 @@ from creche import (
     Chunk,
     Commit,
     FunctionCall,
+    IdKind,
     Message,
     MessageId,
     NewThread,
@@ -392,6 +393,32 @@ class StoreContract:
             (ADA, T1, "run-called-off"),
             (BOB, T2, "run-a"),
         }
+
+    async def test_says_of_an_id_only_whether_it_is_somebody_elses(self, store: Store) -> None:
+        await store.commit([commit(runs=(record(),))])
+        await store.commit([commit(BOB, T2, runs=(record("run-b", user=BOB, thread=T2),))])
+        cases: list[tuple[IdKind, str, UserId, bool]] = [
+            ("thread", T1, ADA, False),
+            ("thread", T1, BOB, True),
+            ("thread", T2, ADA, True),
+            ("thread", T2, BOB, False),
+            ("run", "run-a", ADA, False),
+            ("run", "run-a", BOB, True),
+            ("run", "run-b", ADA, True),
+            ("thread", "run-a", BOB, False),  # of another kind
+            ("run", T1, BOB, False),
+            ("thread", "absent", ADA, False),
+            ("run", "absent", ADA, False),
+            ("thread", "", ADA, False),
+            ("thread", "%", BOB, False),
+        ]
+        for kind, id_, user, expected in cases:
+            assert await store.is_anothers(kind, id_, user) is expected, (kind, id_, user)
+        await store.commit([commit(BOB, runs=(record(user=BOB),))])
+        assert await store.is_anothers("thread", T1, ADA) is True  # both have one of that name
+        assert await store.delete_thread(BOB, T1) is True
+        assert await store.is_anothers("thread", T1, ADA) is False
+        assert await store.is_anothers("run", "run-a", ADA) is False
 
     async def test_an_empty_group_of_commits_is_nothing(self, store: Store) -> None:
         await store.commit([])

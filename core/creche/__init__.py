@@ -7,6 +7,17 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._approval import Approval, ApprovalRequest, Approver
+from creche._audit import SecurityAudit, open_audit
+from creche._audit_chain import (
+    AuditEntry,
+    AuditHead,
+    AuditKind,
+    AuditRecord,
+    Flaw,
+    Verification,
+    verify,
+)
+from creche._audit_sinks import AuditQuery, AuditSink, JsonlSink, Kept, MemorySink
 from creche._barrier import leaves, split
 from creche._class_guard import IsolationViolationError
 from creche._context import (
@@ -27,6 +38,8 @@ from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter, SubagentEmitter
 from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
+    AuditTamperedError,
+    AuditUnavailableError,
     CommitInDoubtError,
     CrecheError,
     DrainingError,
@@ -73,6 +86,7 @@ from creche._steps import Step, SubagentResult
 from creche._store import (
     Chunk,
     Commit,
+    IdKind,
     MemoryStore,
     NewThread,
     RunRecord,
@@ -95,6 +109,14 @@ __all__ = [
     "ApprovalRequest",
     "Approver",
     "AssistantMessage",
+    "AuditEntry",
+    "AuditHead",
+    "AuditKind",
+    "AuditQuery",
+    "AuditRecord",
+    "AuditSink",
+    "AuditTamperedError",
+    "AuditUnavailableError",
     "CancelReason",
     "Chunk",
     "Commit",
@@ -106,17 +128,22 @@ __all__ = [
     "Entry",
     "EventEmitter",
     "ExecutionEngine",
+    "Flaw",
     "FunctionCall",
     "Grammar",
     "GrammarError",
+    "IdKind",
     "Infrastructure",
     "InvalidContextError",
     "IsolationError",
     "IsolationViolationError",
     "Journal",
     "Journals",
+    "JsonlSink",
+    "Kept",
     "LimitExceededError",
     "Limits",
+    "MemorySink",
     "MemoryStore",
     "Message",
     "MessageId",
@@ -136,6 +163,7 @@ __all__ = [
     "RunRecord",
     "RunStatistics",
     "RunStatus",
+    "SecurityAudit",
     "Step",
     "StopFlag",
     "Store",
@@ -167,6 +195,7 @@ __all__ = [
     "UserExecutionContext",
     "UserId",
     "UserMessage",
+    "Verification",
     "assert_isolated",
     "check_id",
     "decode_message",
@@ -178,6 +207,7 @@ __all__ = [
     "new_connection_id",
     "new_epoch",
     "new_id",
+    "open_audit",
     "open_journals",
     "open_supervisor",
     "redact_text",
@@ -186,4 +216,5 @@ __all__ = [
     "split",
     "text_of",
     "tool",
+    "verify",
 ]

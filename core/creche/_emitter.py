@@ -52,7 +52,12 @@ class EventEmitter:
     def __init__(self, context: UserExecutionContext, journal: Journal, limits: Limits) -> None:
         if (journal.user_id, journal.thread_id) != (context.user_id, context.thread_id):
             msg = "an emitter speaks on the journal of its own context's thread only"
-            raise IsolationError(msg)
+            raise IsolationError(
+                msg,
+                kind="event_injection",
+                user=context.user_id,
+                owner=journal.user_id,
+            )
         self._context = context
         self._journal = journal
         self._limits = limits

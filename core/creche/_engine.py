@@ -11,12 +11,13 @@ import trio
 
 from creche import _events as events
 from creche._ambient import look_around
+from creche._audit import note_mix_up
 from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import UserExecutionContext, logged_context
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter, timestamp
-from creche._errors import CrecheError, StoreUnavailableError
+from creche._errors import CrecheError, IsolationError, StoreUnavailableError
 from creche._failures import identity, json_or_none, log_failure, public
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
@@ -100,7 +101,12 @@ class ExecutionEngine:
                 journals = await stack.enter_async_context(opened)
             attached = journals.attached(context.user_id, context.thread_id)
             journal = await stack.enter_async_context(attached)
-            yield cls(Run(context, agent or ""), infrastructure, journal, quotas)
+            try:
+                engine = cls(Run(context, agent or ""), infrastructure, journal, quotas)
+            except IsolationError as error:
+                note_mix_up(infrastructure.audit, error, "open an engine")
+                raise
+            yield engine
 
     async def execute_agent(self, agent: NamesAgent, state: AgentInput) -> RunOutcome:
         """Commit the run, execute it to its terminal event, and say how it ended.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 
 class CrecheError(Exception):
     """The base of every error that creche raises on purpose."""
@@ -18,8 +20,22 @@ class InvalidContextError(CrecheError, ValueError):
 class IsolationError(CrecheError):
     """Two runs share something that one could change for the other, or one would act as another.
 
-    Raised inside, before anything is said or sent; the message has no data of either.
+    Raised inside, before anything is said, written or sent; the message names nobody. Where one
+    would act as another, `kind` is how the audit calls it, `user` who acted, `owner` whose it is.
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: Literal["event_injection", "user_mismatch"] = "user_mismatch",
+        user: str | None = None,
+        owner: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind: Final = kind
+        self.user = user
+        self.owner = owner
 
 
 class GrammarError(CrecheError):
@@ -44,6 +60,14 @@ class StoreUnavailableError(CrecheError):
 
 class CommitInDoubtError(CrecheError):
     """A store cannot tell whether it took a commit: its answer was lost on the way."""
+
+
+class AuditUnavailableError(CrecheError):
+    """The audit could not be written, so what was to be audited must fail."""
+
+
+class AuditTamperedError(CrecheError):
+    """The audit is not as it was left; `creche audit verify` says where."""
 
 
 class ThreadDeletedError(CrecheError):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from creche._agents import Agent, AgentClassRegistry
 from creche._approval import Approver
+from creche._audit import SecurityAudit
 from creche._limits import Limits
 from creche._models import Model
 from creche._store import MemoryStore, Store
@@ -20,7 +21,8 @@ class Infrastructure:
     """Agent classes, tools, models, limits and the store; nothing in it belongs to a run.
 
     `agents` may be a plain mapping of names to classes. `tools` are those that agents ask for
-    by name. `models["default"]` is the one that an agent gets if it names none.
+    by name. `models["default"]` is the one that an agent gets if it names none. `audit` is told
+    of limits that were hit and of mix-ups that were stopped; whoever opened it closes it.
 
     `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
@@ -36,6 +38,7 @@ class Infrastructure:
     approver: Approver | None = None
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
+    audit: SecurityAudit | None = None
     registry: AgentClassRegistry = dataclasses.field(init=False)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
 

@@ -140,7 +140,7 @@ class Journal:
 
         Synchronous: the order of calls is the order of the log. A barrier is visible, with
         whatever follows it, only once it is committed. Raises TypeError or ValueError, and adds
-        nothing, for what has no JSON.
+        nothing, for what has no JSON, and IsolationError for records of another's.
         """
         encoded = encode_unnumbered(event)
         return self.append_encoded(
@@ -166,13 +166,14 @@ class Journal:
         """
         if speaker != self.user_id:
             msg = "a run may speak on its own user's threads only"
-            raise IsolationError(msg)
+            raise IsolationError(msg, kind="event_injection", user=speaker, owner=self.user_id)
+        if runs or messages:
+            self._check_owned(runs)
+            self._changes.append(_Change(self._last_seq + 1, runs, messages))
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
         self._entries.append(entry)
         self._uncommitted_bytes += len(entry.data)
-        if runs or messages:
-            self._changes.append(_Change(seq, runs, messages))
         if barrier:
             self._barriers.append(seq)
         elif not self._barriers:
@@ -195,8 +196,10 @@ class Journal:
         """Commit records that belong to no event; `opens` makes the thread if it is absent.
 
         Returns once they are durable. Raises StoreUnavailableError if the store refused them;
-        then nothing was written and they are not tried again.
+        then nothing was written and they are not tried again. IsolationError for records of
+        another's.
         """
+        self._check_owned((*new_runs, *runs))
         proposal = _Proposal(opens, new_runs, runs, messages, trio.Event())
         self._proposals.append(proposal)
         self._writer.mark(self, urgent=True)
@@ -216,6 +219,17 @@ class Journal:
         if proposal.error is not None:
             msg = "the store is not taking writes; nothing was started, try again"
             raise StoreUnavailableError(msg) from proposal.error
+
+    def _check_owned(self, runs: tuple[RunRecord, ...]) -> None:
+        for run in runs:
+            if (run.user_id, run.thread_id) != (self.user_id, self.thread_id):
+                msg = "a journal takes records of its own thread only"
+                raise IsolationError(
+                    msg,
+                    kind="user_mismatch",
+                    user=run.user_id,
+                    owner=self.user_id,
+                )
 
     async def _withdraw(self, proposal: _Proposal) -> None:
         """Nothing may be committed behind the back of a proposer that has gone."""

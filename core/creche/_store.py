@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from creche._context import RunId, ThreadId, UserId, new_id
 from creche._messages import Message, text_of
 
+IdKind = Literal["thread", "run"]
 RunStatus = Literal["queued", "running", "success", "cancelled", "failed", "lost"]
 
 
@@ -164,6 +165,14 @@ class Store(Protocol):
         """Every user's runs whose log has no end: `last_seq` is None. After a crash, the lost.
 
         One that was cancelled in the queue is among them, its end decided but not yet said.
+        """
+        ...
+
+    async def is_anothers(self, kind: IdKind, id: str, user_id: UserId) -> bool:  # noqa: A002
+        """Whether a thread or a run of this id belongs to anybody but that user.
+
+        The one question that names no owner: for the audit, after the reply. Yes or no is all
+        that it ever tells.
         """
         ...
 
@@ -326,6 +335,13 @@ class MemoryStore:
             for run in thread.runs.values()
             if run.last_seq is None
         ]
+
+    async def is_anothers(self, kind: IdKind, id: str, user_id: UserId) -> bool:  # noqa: A002
+        return any(
+            id == thread_id if kind == "thread" else id in thread.runs
+            for (owner, thread_id), thread in self._threads.items()
+            if owner != user_id
+        )
 
 
 def new_epoch() -> str:

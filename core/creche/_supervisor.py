@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from creche._audit import note_mix_up
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._engine import ExecutionEngine, call_off, propose_run
@@ -65,14 +66,19 @@ class Supervisor:
 
         It may yet be refused by the store: `await run.accepted()` before telling anybody.
         Once taken on, it does not depend on the caller. Raises UnknownAgentError, DrainingError,
-        LimitExceededError, ValueError for an empty input.
+        LimitExceededError, ValueError for an empty input; a limit that is hit is audited, and
+        AuditUnavailableError raised if it cannot be.
         """
         self.infrastructure.registry.describe(agent)
         asked = as_messages(state)
         self._check_taking()
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
-        run: Run = await self._nursery.start(self._serve, Run(context, agent), asked)
+        try:
+            run: Run = await self._nursery.start(self._serve, Run(context, agent), asked)
+        except LimitExceededError as error:
+            await self._audit_limit(context, error)
+            raise
         return run
 
     def find(self, user_id: UserId, run_id: RunId) -> Run | None:
@@ -172,6 +178,18 @@ class Supervisor:
                 msg = f"this {what} already has {count} runs, of {limit} that it may have"
                 raise LimitExceededError(msg, retry_after=_RETRY_AFTER)
 
+    async def _audit_limit(self, context: UserExecutionContext, error: LimitExceededError) -> None:
+        audit = self.infrastructure.audit
+        if audit is not None:
+            await audit.record(
+                "limit_hit",
+                user=context.user_id,
+                resource="runs",
+                operation="start a run",
+                outcome=error.message,
+                correlation_id=context.correlation_id,
+            )
+
     @contextlib.contextmanager
     def _listed(self, run: Run) -> Iterator[None]:
         """The run can be found, and has its place in its thread's order, inside this block."""
@@ -211,7 +229,8 @@ class Supervisor:
                     try:
                         await self._execute(run, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
-                    except Exception:  # noqa: BLE001
+                    except Exception as error:  # noqa: BLE001
+                        note_mix_up(self.infrastructure.audit, error, "run")
                         _log.exception(
                             "a run was left without its end", extra={"run_id": run.run_id}
                         )
@@ -235,6 +254,7 @@ class Supervisor:
             run._refusal = await self._why_refused(run, error)  # noqa: SLF001
             journal = None
         except Exception as error:  # noqa: BLE001  boundary: one run, before it began
+            note_mix_up(self.infrastructure.audit, error, "start a run")
             _log.exception("a run could not be accepted", extra={"run_id": run.run_id})
             msg = "the store cannot be read; nothing was started, try again"
             run._refusal = StoreUnavailableError(msg)  # noqa: SLF001

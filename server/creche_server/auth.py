@@ -33,6 +33,10 @@ class NotAuthenticatedError(Exception):
     """Nobody we know; the message says what is missing, never what was sent."""
 
 
+class NothingShownError(NotAuthenticatedError):
+    """Not even a token that could be refused."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Ticket:
     user_id: UserId

@@ -98,6 +98,7 @@ class Door:
         serve_chat: ServeChat,
         *,
         max_connections: int,
+        refused: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         config = Config()
         config.accesslog = None
@@ -109,6 +110,7 @@ class Door:
         self._context = WorkerContext(None)
         self._serve_chat = serve_chat
         self._max_connections = max_connections
+        self._refused = refused  # told before somebody is, that there are too many
         self._open = 0
 
     async def leave(self) -> None:
@@ -133,6 +135,8 @@ class Door:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         if self._open > self._max_connections:
+            if self._refused is not None:
+                await self._refused()
             await _refuse(stream, HTTPStatus.SERVICE_UNAVAILABLE, "too many connections")
             return
         try:

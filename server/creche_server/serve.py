@@ -17,6 +17,8 @@ from hypercorn.typing import ASGIFramework
 
 from creche import (
     AgentClassRegistry,
+    AuditSink,
+    AuditUnavailableError,
     Infrastructure,
     Supervisor,
     UserId,
@@ -26,11 +28,13 @@ from creche import (
 )
 from creche_server.admission import Sockets
 from creche_server.assistant import Assistant, calculator, clock, history_tool
+from creche_server.audit import open_data
 from creche_server.auth import Auth
-from creche_server.data_directory import address_file, load_key, locked
+from creche_server.data_directory import address_file, load_key
 from creche_server.database import open_database
 from creche_server.door import Door
 from creche_server.http import make_app
+from creche_server.lookups import Lookups
 from creche_server.models import open_models
 from creche_server.outbox import Flusher
 from creche_server.services import Services
@@ -65,13 +69,15 @@ async def serve(
     *,
     stop: Stop,
     announce: Callable[[Listening], None] = lambda _: None,
+    audit_sink: AuditSink | None = None,
 ) -> None:
     """Serve until told to stop, then leave in order; see `Stop`.
 
-    `agents` come first, and `assistant` is there beside them. Raises AlreadyServedError,
+    `agents` come first, and `assistant` is there beside them. `audit_sink` takes the audit's
+    records instead of what the settings say. Raises AlreadyServedError, AuditTamperedError,
     OSError if the address cannot be had, and what opening the database or the model raises.
     """
-    with locked(settings.data):
+    async with open_data(settings, audit_sink) as audit:
         auth = Auth(load_key(settings.data), origins=settings.origins)
         async with open_database(settings.database_url) as store, store.open_claim():
             if lost := await end_lost_runs(store):
@@ -88,6 +94,7 @@ async def serve(
                     models=models,
                     limits=settings.limits,
                     store=store,
+                    audit=audit,
                 )
                 async with open_journals(store, settings.limits) as journals:
                     # Connections outlive runs, so that they can pass on the last word.
@@ -98,11 +105,15 @@ async def serve(
                             journals,
                             grace=grace,
                         ) as supervisor:
+                            lookups = Lookups(store, audit)
+                            connections.background.start_soon(lookups.serve)
                             services = Services(
                                 supervisor=supervisor,
                                 store=store,
                                 ping=store.ping,
                                 auth=auth,
+                                audit=audit,
+                                lookups=lookups,
                                 settings=settings,
                                 flusher=connections.flusher,
                                 leaving=connections.leaving,
@@ -154,6 +165,7 @@ async def _accept_until_stopped(
         app,
         functools.partial(serve_chat, services=services, sockets=sockets),
         max_connections=settings.max_connections,
+        refused=functools.partial(_audit_full_house, services),
     )
     await connections.nursery.start(_serve_lifespan, app, services.leaving, door)
     async with trio.open_nursery() as accepting:
@@ -176,6 +188,12 @@ async def _accept_until_stopped(
             announce(Listening(url=url, page_link=f"{url}/?ticket={ticket}"))
             await stop.soon.wait()
         accepting.cancel_scope.cancel()
+
+
+async def _audit_full_house(services: Services) -> None:
+    """A connection is turned away. If that cannot be audited, it is turned away all the same."""
+    with contextlib.suppress(AuditUnavailableError):
+        await services.audit.record("limit_hit", resource="connections", operation="connect")
 
 
 async def _serve_lifespan(

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from creche import Store, Supervisor
+from creche import SecurityAudit, Store, Supervisor
 from creche_server.auth import Auth
+from creche_server.lookups import Lookups
 from creche_server.outbox import Flusher
 from creche_server.settings import Settings
 
@@ -21,6 +22,8 @@ class Services:
     store: Store
     ping: Callable[[], Awaitable[None]]  # raises if the store does not answer
     auth: Auth
+    audit: SecurityAudit
+    lookups: Lookups
     settings: Settings
     flusher: Flusher
     leaving: trio.Event  # set when runs have ended and connections should say goodbye

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import (
@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     )
     database: str | None = Field(
         default=None, description="a database URL; none is SQLite in `data`"
+    )
+    audit: Literal["file", "database"] = Field(
+        default="file",
+        description="keep the audit in `data`, or in the database",
     )
     model: str = Field(default="local", description="local, scripted or openai:NAME")
     model_attempts: PositiveInt = Field(

@@ -26,7 +26,8 @@ from creche import (
     new_connection_id,
     new_id,
 )
-from creche_server.admission import RefusedError, Sockets, admit
+from creche._audit import note_mix_up
+from creche_server.admission import RefusedError, Sockets, admit, audited
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT
 from creche_server.outbox import Outbox
 from creche_server.services import Services
@@ -81,9 +82,11 @@ async def serve_chat(
             # Refused after the handshake: a browser is told close codes, but no HTTP status.
             user_id, thread_id = admit(request, services)
             with sockets.held(user_id):
+                services.lookups.ask("thread", thread_id, user_id, "connect")
                 await ChatClient(socket, outbox, services, user_id, thread_id).serve()
         except RefusedError as refusal:
-            await _close(socket, refusal.code, refusal.message)
+            told = await audited(refusal, services.audit)
+            await _close(socket, told.code, told.message)
         nursery.cancel_scope.cancel()
 
 
@@ -217,6 +220,8 @@ class ChatClient:
             }
         record = await self._services.store.run(self._user_id, command.run_id)
         if record is None or record.thread_id != self._thread_id:
+            # Asked after the reply: from here to its sending nobody else has a turn.
+            self._services.lookups.ask("run", command.run_id, self._user_id, "run.cancel")
             msg = "there is no such run on this thread"
             raise WireError(msg, code="no_such_run", id=None)
         return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
@@ -261,7 +266,7 @@ class ChatClient:
         try:
             with scope:
                 async with journals.attached(self._user_id, self._thread_id) as journal:
-                    self._check_owner(journal)
+                    self._check_owned(journal)
                     since, reset = start_of(journal, command)
                     result = {
                         "subscription_id": subscription_id,
@@ -278,6 +283,7 @@ class ChatClient:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the peer is gone, which the reader finds out by itself
         except Exception as error:  # noqa: BLE001  boundary: one command
+            note_mix_up(self._services.audit, error, "subscribe")
             if not answered:
                 self._reply_failure(command_id, error)
                 return
@@ -294,17 +300,22 @@ class ChatClient:
         self._caught_up = lambda: sent >= journal.visible
         while True:
             entries = await journal.read(after=sent)
+            self._check_owned(journal)
             await self._outbox.relieved()
-            self._check_owner(journal)
             self._outbox.post(b"".join([text_frame(entry.data) for entry in entries]))
             sent = entries[-1].seq
             self._progress.unpark_all()
 
-    def _check_owner(self, journal: Journal) -> None:
-        """One check more, so that no fault before it ever sends a user another's events."""
+    def _check_owned(self, journal: Journal) -> None:
+        """The last of the layers that ask: what is shown here is this socket's user's."""
         if (journal.user_id, journal.thread_id) != (self._user_id, self._thread_id):
-            msg = "a socket was about to be sent another thread's events"
-            raise IsolationError(msg)
+            msg = "a socket shows the thread of its own user only"
+            raise IsolationError(
+                msg,
+                kind="user_mismatch",
+                user=self._user_id,
+                owner=journal.user_id,
+            )
 
     # --- the connection's own life
 

@@ -19,7 +19,7 @@ from tests.agui_rules import StockClient
 from tests.small_world import Body, agent_of
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from creche import Agent, AgentClassRegistry, Tool
+from creche import Agent, AgentClassRegistry, AuditSink, Tool
 from creche_server.auth import Auth
 from creche_server.data_directory import load_key
 from creche_server.serve import Listening, Stop, serve
@@ -257,6 +257,8 @@ async def open_server(
     data: Path,
     agents: Mapping[str, Body | type[Agent]] | None = None,
     tools: tuple[Tool | str, ...] = (),
+    *,
+    audit_sink: AuditSink | None = None,
     **settings: Any,
 ) -> AsyncIterator[Server]:
     """A server on a free port. Leaving the block stops it, in its own time or as a failure."""
@@ -279,7 +281,7 @@ async def open_server(
 
     async def run() -> None:
         try:
-            await serve(chosen, registry, stop=stop, announce=announce)
+            await serve(chosen, registry, stop=stop, announce=announce, audit_sink=audit_sink)
         finally:
             ended.set()
 

@@ -26,11 +26,20 @@ from tests.server.running import PATIENCE, Chat, Server, open_server, settings_f
 from tests.small_world import agent_of, hang
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from creche import AgentClassRegistry, Infrastructure, MemoryStore, leaves, open_supervisor
+from creche import (
+    AgentClassRegistry,
+    Infrastructure,
+    MemorySink,
+    MemoryStore,
+    leaves,
+    open_audit,
+    open_supervisor,
+)
 from creche_server.admission import Sockets
 from creche_server.auth import Auth
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, Door
 from creche_server.http import make_app
+from creche_server.lookups import Lookups
 from creche_server.outbox import Flusher
 from creche_server.services import Services
 from creche_server.websocket import PING_INTERVAL, serve_chat
@@ -695,7 +704,7 @@ async def open_chat_door(**more: Any) -> AsyncIterator[tuple[int, Auth]]:
     auth = Auth(b"x" * 32)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(flusher.serve)
-        async with open_supervisor(infrastructure) as supervisor:
+        async with open_supervisor(infrastructure) as supervisor, open_audit(MemorySink()) as audit:
 
             async def ping() -> None: ...
 
@@ -704,6 +713,8 @@ async def open_chat_door(**more: Any) -> AsyncIterator[tuple[int, Auth]]:
                 store=store,
                 ping=ping,
                 auth=auth,
+                audit=audit,
+                lookups=Lookups(store, audit),
                 settings=settings_for(Path("unused")),
                 flusher=flusher,
                 leaving=trio.Event(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import tomllib
+from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from pydantic_settings import SettingsError
 
 from creche_server.settings import CONFIG_FILE, Settings, load_settings
@@ -27,7 +29,9 @@ Data = Annotated[Path | None, Parameter(help="the data directory (default .crech
 def run() -> None:
     """Run the command line, and end the process with its exit code."""
     try:
-        sys.exit(app())
+        sys.exit(app(exit_on_error=False))
+    except CycloptsError:  # which was told
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -116,6 +120,81 @@ async def link(*, data: Data = None) -> int:
     from creche_server.cli.access import print_link  # noqa: PLC0415
 
     return await print_link(_settings(data=data).data)
+
+
+audit = App(name="audit", help="Look at the audit: who tried what was not theirs.")
+app.command(audit)
+
+AuditDatabase = Annotated[
+    str | None, Parameter(help="the database that holds the audit (default: the data directory)")
+]
+Since = Annotated[datetime | None, Parameter(help="what happened then or later, in UTC")]
+Until = Annotated[datetime | None, Parameter(help="what happened before")]
+
+
+@audit.command
+async def verify(*, data: Data = None, database: AuditDatabase = None) -> int:
+    """Find any record that was edited, deleted, moved or cut off: exit code 1 if there is one."""
+    from creche_server.cli.audit import verify_audit  # noqa: PLC0415
+
+    return await verify_audit(_audit_settings(data, database))
+
+
+@audit.command(name="list")
+async def list_(
+    *,
+    user: str | None = None,
+    kind: str | None = None,
+    since: Since = None,
+    until: Until = None,
+    limit: int = 100,
+    format: Literal["text", "json"] = "text",  # noqa: A002  the flag's name
+    data: Data = None,
+    database: AuditDatabase = None,
+) -> int:
+    """Print records, oldest first.
+
+    Parameters
+    ----------
+    user
+        Who acted.
+    kind
+        Such as token_refused; a wrong one is told which there are.
+    limit
+        Print the latest so many.
+    format
+        json is one object a line, with the hashes.
+    """
+    from creche_server.cli.audit import asked, list_audit  # noqa: PLC0415
+
+    query = partial(asked, user=user, kind=kind, since=since, until=until, limit=limit)
+    return await list_audit(_audit_settings(data, database), query, format)
+
+
+@audit.command
+async def stats(
+    *,
+    user: str | None = None,
+    since: Since = None,
+    until: Until = None,
+    data: Data = None,
+    database: AuditDatabase = None,
+) -> int:
+    """Print how often each kind of thing happened.
+
+    Parameters
+    ----------
+    user
+        Who acted.
+    """
+    from creche_server.cli.audit import asked, count_audit  # noqa: PLC0415
+
+    query = partial(asked, user=user, since=since, until=until)
+    return await count_audit(_audit_settings(data, database), query)
+
+
+def _audit_settings(data: Path | None, database: str | None) -> Settings:
+    return _settings(data=data, database=database, audit="database" if database else None)
 
 
 def _settings(**flags: object) -> Settings:

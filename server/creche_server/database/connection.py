@@ -29,14 +29,21 @@ async def open_database(url: str) -> AsyncIterator[SqlStore]:
     `sqlite:///PATH` or `postgresql://...`. Resource handling: the pool is closed with the
     block. Raises sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
     """
-    engine = await trio.to_thread.run_sync(_opened, make_url(url))
-    try:
+    async with open_engine(url) as engine:
         yield SqlStore(engine, readers=READERS)
+
+
+@contextlib.asynccontextmanager
+async def open_engine(url: str, *, migrates: bool = True) -> AsyncIterator[Engine]:
+    """The engine alone, the schema brought up to date or left as it is; the same holds."""
+    engine = await trio.to_thread.run_sync(_opened, make_url(url), migrates)
+    try:
+        yield engine
     finally:
         engine.dispose()
 
 
-def _opened(url: URL) -> Engine:
+def _opened(url: URL, migrates: bool) -> Engine:  # noqa: FBT001  run_sync passes no keywords
     """Connect and migrate; runs in a thread."""
     if url.get_backend_name() == "sqlite":
         engine = _sqlite(url)
@@ -49,6 +56,8 @@ def _opened(url: URL) -> Engine:
             connect_args={"connect_timeout": _CONNECT_TIMEOUT},
             hide_parameters=True,  # what people said is nothing for an error or a log
         )
+    if not migrates:
+        return engine
     try:
         with engine.execution_options(writes=True).begin() as connection:
             migrate(connection)

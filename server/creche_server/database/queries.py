@@ -1,14 +1,16 @@
 """The questions that the store asks, made once: SQLAlchemy takes longer to make one than to run it.
 
-Every one names the owner, but the one for the runs that a dead process left.
+Every one names the owner, but the one for the runs that a dead process left, and the one whether
+an id is somebody else's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Insert, Select, Table, bindparam, func, select, update
+from sqlalchemy import BindParameter, Insert, Select, Table, bindparam, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from creche_server.database.tables import chunks, messages, runs, threads
@@ -67,6 +69,24 @@ CHUNKS: Final = (
     .limit(given("most"))
 )
 UNFINISHED_RUNS: Final = select(runs).where(runs.c.last_seq.is_(None)).order_by(runs.c.id)
+_THREAD_OF_ANOTHER: Final = exists().where(
+    threads.c.thread_id == given("wanted"),
+    threads.c.user_id != given("asking"),
+)
+_RUN_OF_ANOTHER: Final = exists().where(
+    runs.c.run_id == given("wanted"),
+    runs.c.user_id != given("asking"),
+)
+# {kind of id: the question}; on PostgreSQL it goes through the wall by a function.
+OF_ANOTHER: Final = MappingProxyType(
+    {"thread": select(_THREAD_OF_ANOTHER), "run": select(_RUN_OF_ANOTHER)},
+)
+OF_ANOTHER_BEHIND_THE_WALL: Final = MappingProxyType(
+    {
+        "thread": select(func.threads_of_another(given("wanted"), given("asking"))),
+        "run": select(func.runs_of_another(given("wanted"), given("asking"))),
+    },
+)
 TOUCH_THREADS: Final = (
     update(threads)
     .where(threads.c.user_id == given("owner"), threads.c.thread_id == given("thread"))

@@ -29,6 +29,7 @@ from creche import (
     Chunk,
     Commit,
     CommitInDoubtError,
+    IdKind,
     RunId,
     RunRecord,
     StoredMessage,
@@ -199,6 +200,15 @@ class SqlStore:
                 return connection.execute(queries.UNFINISHED_RUNS).mappings().all()
 
         return [run_of(row) for row in await trio.to_thread.run_sync(read, limiter=self._readers)]
+
+    async def is_anothers(self, kind: IdKind, id: str, user_id: UserId) -> bool:  # noqa: A002
+        questions = queries.OF_ANOTHER_BEHIND_THE_WALL if self._walled else queries.OF_ANOTHER
+
+        def ask(connection: Connection) -> bool:
+            values = {"wanted": id, "asking": user_id}
+            return bool(connection.scalar(questions[kind], values))
+
+        return await self._hop(ask)
 
     def open_claim(self) -> AbstractAsyncContextManager[None]:
         """Have the database to ourselves; see `database.claim`."""

@@ -1,4 +1,4 @@
-"""The tables. Every row names its owner, and every key begins with the owner.
+"""The tables. Every row but the audit's names its owner, and every key begins with the owner.
 
 The migrations say the same in Alembic's words; a test holds the two together.
 """
@@ -73,6 +73,7 @@ threads: Final = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Index("threads_by_change", "user_id", "updated_at"),
+    Index("threads_of_anybody", "thread_id"),  # for `is_anothers`
 )
 
 _UNFINISHED: Final = text("last_seq IS NULL")
@@ -95,6 +96,7 @@ runs: Final = Table(
     Column("receipt", JSON(none_as_null=True)),
     UniqueConstraint("user_id", "run_id", name="runs_by_id"),
     Index("runs_by_thread", "user_id", "thread_id"),
+    Index("runs_of_anybody", "run_id"),
     Index(
         "runs_unfinished",
         "id",
@@ -129,3 +131,35 @@ chunks: Final = Table(
     Column("data", LargeBinary, nullable=False),  # entries as JSON, one a line
     _owned_by_thread(),
 )
+
+# Of everybody and of nobody: its rows are never changed, which triggers see to.
+audit_records: Final = Table(
+    "audit_records",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", UtcDateTime, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("user_id", String(ID_LENGTH)),  # who acted; null for nobody we know
+    Column("claimed_owner", Text),
+    Column("resource", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("correlation_id", Text, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("first", UtcDateTime, nullable=False),
+    Column("last", UtcDateTime, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index("audit_by_user", "user_id", "seq"),
+)
+
+audit_heads: Final = Table(
+    "audit_heads",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # 1: there is one row
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("mac", String(64)),
+)
+
+AUDIT: Final = (audit_records, audit_heads)

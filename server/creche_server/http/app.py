@@ -11,10 +11,11 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from creche import CrecheError, InvalidContextError, new_id
-from creche_server.auth import NotAuthenticatedError
+from creche_server.http.afterwards import AfterReplies
 from creche_server.http.agents import agent_routes
 from creche_server.http.health import health_routes
 from creche_server.http.page import page_routes
+from creche_server.http.refusals import tell_refusals
 from creche_server.http.threads import thread_routes
 from creche_server.http.tickets import ticket_routes
 from creche_server.services import Services
@@ -43,6 +44,7 @@ def make_app(services: Services) -> QuartTrio:
     """The HTTP side of the server. It owns nothing: all it uses comes with `services`."""
     app = QuartTrio("creche_server", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _MOST_BODY_BYTES
+    app.asgi_app = AfterReplies(app.asgi_app)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # a provider's own attribute
     for routes in (
         agent_routes(services),
@@ -60,11 +62,7 @@ def make_app(services: Services) -> QuartTrio:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    @app.errorhandler(NotAuthenticatedError)
-    async def not_authenticated(error: NotAuthenticatedError) -> Any:
-        answer = jsonify(error="unauthenticated", message=str(error))
-        answer.headers["WWW-Authenticate"] = "Bearer"
-        return answer, 401
+    tell_refusals(app, services.audit)
 
     @app.errorhandler(ValidationError)
     async def invalid_body(error: ValidationError) -> Any:

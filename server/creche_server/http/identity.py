@@ -6,13 +6,22 @@ from quart import request
 from werkzeug.exceptions import Forbidden
 
 from creche import UserId
-from creche_server.auth import SESSION_COOKIE, Auth, NotAuthenticatedError
+from creche_server.auth import SESSION_COOKIE, Auth, NothingShownError
 
 _SAFE: frozenset[str] = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
+class ForeignOriginError(Forbidden):
+    """A page that is not ours tried to act with somebody's session."""
+
+
+def operation() -> str:
+    """What is asked for, in words that no asker can choose."""
+    return f"{request.method} {request.url_rule}"
+
+
 def current_user(auth: Auth, *, cookie: bool = True) -> UserId:
-    """The user whose request this is. Raises NotAuthenticatedError.
+    """The user whose request this is. Raises NotAuthenticatedError, ForeignOriginError.
 
     A cookie travels by itself, so with it a request that changes something must come from a
     page of ours (its Origin is checked); a bearer token is nobody else's to send.
@@ -23,9 +32,9 @@ def current_user(auth: Auth, *, cookie: bool = True) -> UserId:
     session = request.cookies.get(SESSION_COOKIE) if cookie else None
     if session is None:
         msg = "a bearer token is needed: `Authorization: Bearer TOKEN`"
-        raise NotAuthenticatedError(msg)
+        raise NothingShownError(msg)
     origin = request.headers.get("Origin")
     if request.method not in _SAFE and not auth.allows_origin(origin, request.host):
         msg = "pages from this origin may not do that"
-        raise Forbidden(msg)
+        raise ForeignOriginError(msg)
     return auth.check_session(session)

@@ -10,8 +10,13 @@ from typing import Any, Final
 from quart import Blueprint, Response, redirect, request
 from werkzeug.exceptions import NotFound
 
-from creche_server.auth import SESSION_COOKIE, SESSION_SECONDS, Auth, NotAuthenticatedError
-from creche_server.http.identity import current_user
+from creche_server.auth import (
+    SESSION_COOKIE,
+    SESSION_SECONDS,
+    NotAuthenticatedError,
+    NothingShownError,
+)
+from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
 _TYPES: Final = {
@@ -24,7 +29,7 @@ _TYPES: Final = {
 
 def page_routes(services: Services) -> Blueprint:
     """`/`, and the files that it is made of under `/ui/`."""
-    page = _Page(services.auth)
+    page = _Page(services)
     routes = Blueprint("page", __name__)
     routes.get("/")(page.index)
     routes.get("/ui/<name>")(page.file)
@@ -32,19 +37,23 @@ def page_routes(services: Services) -> Blueprint:
 
 
 class _Page:
-    def __init__(self, auth: Auth) -> None:
-        self._auth = auth
+    def __init__(self, services: Services) -> None:
+        self._auth = services.auth
+        self._audit = services.audit
         self._files = _files()
 
     async def index(self) -> Any:
         ticket = request.args.get("ticket")
         if ticket is None:
-            return self._page()
+            return await self._page()
         try:
             user_id = self._auth.use_ticket(ticket, "page")
         except NotAuthenticatedError:
+            await self._audit.record("token_refused", resource="ticket", operation=operation())
             # A used link opened once more is as good as the session that it once gave.
-            return redirect("/", HTTPStatus.SEE_OTHER) if self._has_session() else self._page()
+            if await self._has_session():
+                return redirect("/", HTTPStatus.SEE_OTHER)
+            return await self._page()
         answer = redirect("/", HTTPStatus.SEE_OTHER)  # the ticket leaves the address bar
         answer.set_cookie(
             SESSION_COOKIE,
@@ -62,15 +71,18 @@ class _Page:
             raise NotFound(msg)
         return self._served(name, HTTPStatus.OK)
 
-    def _page(self) -> Response:
-        if self._has_session():
+    async def _page(self) -> Response:
+        if await self._has_session():
             return self._served("index.html", HTTPStatus.OK)
         return self._served("locked.html", HTTPStatus.UNAUTHORIZED)
 
-    def _has_session(self) -> bool:
+    async def _has_session(self) -> bool:
         try:
             current_user(self._auth)
+        except NothingShownError:
+            return False
         except NotAuthenticatedError:
+            await self._audit.record("token_refused", resource="session", operation=operation())
             return False
         return True
 

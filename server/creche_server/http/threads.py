@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
 import msgspec
@@ -10,6 +11,7 @@ from quart import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import NotFound
 
 from creche import (
+    InvalidContextError,
     NewThread,
     RunRecord,
     StoredMessage,
@@ -19,7 +21,8 @@ from creche import (
     check_id,
     new_id,
 )
-from creche_server.http.identity import current_user
+from creche_server.http.afterwards import after_reply
+from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
 _encoder: Final = msgspec.json.Encoder()
@@ -61,6 +64,8 @@ class _Threads:
         self._auth = services.auth
         self._store = services.store
         self._supervisor = services.supervisor
+        self._audit = services.audit
+        self._lookups = services.lookups
 
     async def listing(self) -> Any:
         user_id = current_user(self._auth)
@@ -71,7 +76,7 @@ class _Threads:
     async def make(self) -> Any:
         user_id = current_user(self._auth)
         body = ThreadRequest.model_validate_json(await request.get_data() or b"{}")
-        thread_id = ThreadId(check_id("thread_id", body.thread_id or new_id()))
+        thread_id = await self._checked(user_id, body.thread_id or new_id())
         existed = await self._store.thread(user_id, thread_id) is not None
         async with self._supervisor.journals.attached(user_id, thread_id) as journal:
             await journal.propose(NewThread(title=body.title, epoch=journal.epoch))
@@ -83,9 +88,9 @@ class _Threads:
 
     async def remove(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
-        checked = ThreadId(check_id("thread_id", thread_id))
+        checked = await self._checked(user_id, thread_id)
         if not await self._supervisor.delete_thread(user_id, checked):
-            raise _no_such_thread()
+            raise self._no_such_thread(user_id, checked)
         return "", 204
 
     async def state(self, thread_id: str) -> Any:
@@ -112,10 +117,30 @@ class _Threads:
         return _json(states[page.offset : page.offset + page.limit])
 
     async def _found(self, user_id: UserId, thread_id: str) -> ThreadRecord:
-        thread = await self._store.thread(user_id, ThreadId(check_id("thread_id", thread_id)))
+        checked = await self._checked(user_id, thread_id)
+        thread = await self._store.thread(user_id, checked)
         if thread is None:
-            raise _no_such_thread()
+            raise self._no_such_thread(user_id, checked)
         return thread
+
+    async def _checked(self, user_id: UserId, thread_id: str) -> ThreadId:
+        try:
+            return ThreadId(check_id("thread_id", thread_id))
+        except InvalidContextError:
+            await self._audit.record(
+                "invalid_context",
+                user=user_id,
+                resource=f"thread {thread_id}",
+                operation=operation(),
+            )
+            raise
+
+    def _no_such_thread(self, user_id: UserId, thread_id: ThreadId) -> NotFound:
+        after_reply(
+            functools.partial(self._lookups.ask, "thread", thread_id, user_id, operation()),
+        )
+        # The same words for what is absent and for what is another's.
+        return NotFound("there is no such thread")
 
     def _summary(self, thread: ThreadRecord) -> dict[str, Any]:
         active = self._supervisor.runs(thread.user_id, thread.thread_id)
@@ -153,11 +178,6 @@ def states_of(runs: list[RunRecord], messages: list[StoredMessage]) -> list[dict
             },
         )
     return states[::-1]
-
-
-def _no_such_thread() -> NotFound:
-    # The same words for what is absent and for what is another's.
-    return NotFound("there is no such thread")
 
 
 def _json(value: Any) -> Response:

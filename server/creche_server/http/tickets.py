@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from quart import Blueprint, jsonify, request
 
-from creche_server.http.identity import current_user
+from creche_server.auth import NothingShownError
+from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
 
@@ -29,7 +30,16 @@ def ticket_routes(services: Services) -> Blueprint:
         body = TicketRequest.model_validate_json(await request.get_data() or b"{}")
         if body.purpose == "page":
             # It becomes a session, so a session alone may not mint one.
-            user_id = current_user(services.auth, cookie=False)
+            try:
+                user_id = current_user(services.auth, cookie=False)
+            except NothingShownError:
+                await services.audit.record(
+                    "privilege_escalation",
+                    user=user_id,
+                    resource="page ticket",
+                    operation=operation(),
+                )
+                raise
         ticket, seconds = services.auth.mint_ticket(user_id, body.purpose)
         return jsonify(ticket=ticket, expires_in=seconds), 201
 

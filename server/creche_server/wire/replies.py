@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from creche import (
+    AuditUnavailableError,
     CrecheError,
     DrainingError,
     InvalidContextError,
@@ -41,6 +42,7 @@ _CODES: Final[Mapping[type[Exception], ErrorCode]] = MappingProxyType(
         ValueError: "invalid_argument",
         DrainingError: "draining",
         LimitExceededError: "limit_exceeded",
+        AuditUnavailableError: "unavailable",
         StoreUnavailableError: "unavailable",
         RunError: "unknown_error",
         CrecheError: "unknown_error",

@@ -1,0 +1,42 @@
+"""Opens the server's audit: in the data directory, or in the database.
+
+Both are keyed with a key that comes from the data directory's, so that who can write the
+records but not read the key can forge none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from creche import AuditSink, JsonlSink, SecurityAudit, open_audit
+from creche_server.data_directory import load_key, locked
+from creche_server.database import open_sql_sink
+from creche_server.settings import Settings
+
+
+def audit_file(data: Path) -> Path:
+    """Where the records are; the head is beside it, in `audit.head`."""
+    return data / "audit.jsonl"
+
+
+def audit_key(data: Path) -> bytes:
+    """The key of a data directory's audit. Raises DataDirectoryError."""
+    return hmac.digest(load_key(data), b"creche.audit", "sha256")
+
+
+@contextlib.asynccontextmanager
+async def open_data(settings: Settings, sink: AuditSink | None) -> AsyncIterator[SecurityAudit]:
+    """The data directory for ourselves, and the audit; in `sink`, if there is one.
+
+    Raises AlreadyServedError, and what `open_audit` raises.
+    """
+    with locked(settings.data):
+        key = audit_key(settings.data)
+        async with contextlib.AsyncExitStack() as stack:
+            if sink is None and settings.audit == "database":
+                sink = await stack.enter_async_context(open_sql_sink(settings.database_url))
+            chosen = sink or JsonlSink(audit_file(settings.data))
+            yield await stack.enter_async_context(open_audit(chosen, key=key))

@@ -1,0 +1,39 @@
+"""Refused access over HTTP: audited first, then told; what cannot be audited is `unavailable`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from quart import jsonify
+from quart_trio import QuartTrio
+
+from creche import AuditKind, AuditUnavailableError, SecurityAudit
+from creche_server.auth import NotAuthenticatedError, NothingShownError
+from creche_server.http.identity import ForeignOriginError, operation
+
+
+def tell_refusals(app: QuartTrio, audit: SecurityAudit) -> None:
+    """Have the application answer those who are not let in."""
+
+    async def audited(kind: AuditKind, resource: str, answer: Any) -> Any:
+        try:
+            await audit.record(kind, resource=resource, operation=operation())
+        except AuditUnavailableError as error:
+            answer = jsonify(error="unavailable", message=str(error))
+            return answer, HTTPStatus.SERVICE_UNAVAILABLE
+        return answer
+
+    @app.errorhandler(NotAuthenticatedError)
+    async def not_authenticated(error: NotAuthenticatedError) -> Any:
+        answer = jsonify(error="unauthenticated", message=str(error))
+        answer.headers["WWW-Authenticate"] = "Bearer"
+        refusal = answer, HTTPStatus.UNAUTHORIZED
+        if isinstance(error, NothingShownError):
+            return refusal
+        return await audited("token_refused", "HTTP", refusal)
+
+    @app.errorhandler(ForeignOriginError)
+    async def foreign_origin(error: ForeignOriginError) -> Any:
+        answer = jsonify(error="forbidden", message=error.description)
+        return await audited("unauthorised_access", "session", (answer, HTTPStatus.FORBIDDEN))
