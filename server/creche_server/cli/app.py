@@ -6,7 +6,7 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from cyclopts import App, Parameter
@@ -116,6 +116,41 @@ async def link(*, data: Data = None) -> int:
     from creche_server.cli.access import print_link  # noqa: PLC0415
 
     return await print_link(_settings(data=data).data)
+
+
+@app.command
+def scan(
+    *paths: Path,
+    format: Literal["text", "json", "sarif", "github"] = "text",  # noqa: A002  the flag's name
+    report: bool = False,
+    rules: bool = False,
+) -> int:
+    """Find in Python source what runs of different users would share.
+
+    Exits with 0 if nothing was found, 1 if something was, 2 if it could not be looked at. A
+    comment on the line, `# creche: shared REASON`, explains what is shared on purpose.
+
+    Parameters
+    ----------
+    paths
+        Files, and folders with all that is below them.
+    format
+        How findings are told: to people, to programs, or to GitHub's runner.
+    report
+        Add isolation score, context-propagation coverage and global-state count (to text, json
+        and sarif).
+    rules
+        Explain the rules instead.
+    """
+    from creche_server.cli.scan import print_rules  # noqa: PLC0415
+    from creche_server.cli.scan import scan as scan_paths  # noqa: PLC0415
+
+    if rules:
+        return print_rules()
+    if not paths:
+        sys.stderr.write("creche: scan what? Name files or folders: creche scan PATH...\n")
+        return 2
+    return scan_paths(paths, format, report=report)
 
 
 def _settings(**flags: object) -> Settings:

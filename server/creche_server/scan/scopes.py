@@ -1,0 +1,230 @@
+"""Which name means what, where: scopes, their imports, and one walk over a file's nodes."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from creche_server.scan.source import Source
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+Definition = FunctionNode | ast.ClassDef
+
+FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_SCOPES: Final = (*FUNCTIONS, ast.ClassDef)
+_COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_TYPE_CHECKING: Final = frozenset({"typing.TYPE_CHECKING", "typing_extensions.TYPE_CHECKING"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Scope:
+    """A module's, a class's or a function's names."""
+
+    kind: Literal["module", "class", "function"]
+    node: ast.Module | Definition
+    parent: Scope | None
+    name: str  # dotted, from the module on
+    imports: dict[str, str]  # {local name: what it stands for, dotted}
+    bound: frozenset[str]  # all other names that are assigned here
+    globals: frozenset[str]
+
+    @property
+    def module(self) -> Scope:
+        scope = self
+        while scope.parent is not None:
+            scope = scope.parent
+        return scope
+
+    @property
+    def function(self) -> Scope | None:
+        """The innermost function that this is in, or is."""
+        scope: Scope | None = self
+        while scope is not None and scope.kind != "function":
+            scope = scope.parent
+        return scope
+
+    @property
+    def method_of(self) -> Scope | None:
+        """The class of which this function is a method."""
+        parent = self.parent
+        return parent if self.kind == "function" and parent and parent.kind == "class" else None
+
+    @property
+    def owner(self) -> Scope | None:
+        """The innermost class around this, with functions between them or without."""
+        scope: Scope | None = self
+        while scope is not None and scope.kind != "class":
+            scope = scope.parent
+        return scope
+
+    def resolve(self, node: ast.expr) -> str | None:
+        """The dotted name that an expression stands for; None for whatever is made at run time."""
+        if isinstance(node, ast.Attribute):
+            base = self.resolve(node.value)
+            return None if base is None else f"{base}.{node.attr}"
+        return self.resolve_name(node.id) if isinstance(node, ast.Name) else None
+
+    def resolve_name(self, name: str) -> str | None:
+        """What a bare name stands for, seen from here."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.globals:
+                scope = self.module
+            if scope is self or scope.kind != "class":  # a method does not see its class's names
+                if name in scope.imports:
+                    return scope.imports[name]
+                if name in scope.bound:
+                    return None if scope.function is not None else f"{scope.name}.{name}"
+            scope = scope.parent
+        return f"builtins.{name}" if hasattr(builtins, name) else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A node, where it stands."""
+
+    node: ast.AST
+    statement: ast.stmt  # the innermost that it is part of, or is
+    scope: Scope  # the one that it is evaluated in
+    inner: Scope | None  # the one that it opens
+    main: bool  # under `if __name__ == "__main__"`
+    awaited: bool  # directly behind `await`
+    managed: bool  # directly behind `with` or `async with`
+
+
+def module_scope(source: Source) -> Scope:
+    """The outermost scope of a file."""
+    return _opened(source.tree, None, source.module, source)
+
+
+def places(source: Source, outermost: Scope) -> Iterator[Place]:
+    """Every node of a file in the order of the text, without recursion; type-only code left out."""
+    stack: list[Place] = [
+        Place(statement, statement, outermost, None, main=False, awaited=False, managed=False)
+        for statement in reversed(source.tree.body)
+    ]
+    while stack:
+        place = stack.pop()
+        node = place.node
+        if isinstance(node, _SCOPES):
+            name = getattr(node, "name", "<lambda>")
+            inner = _opened(node, place.scope, f"{place.scope.name}.{name}", source)
+            place = dataclasses.replace(place, inner=inner)
+        yield place
+        stack.extend(reversed(list(_below(place))))
+
+
+def _below(place: Place) -> Iterator[Place]:
+    node = place.node
+    body: set[int] = set()
+    if isinstance(node, ast.Lambda):
+        body = {id(node.body)}
+    elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        body = set(map(id, node.body))
+    skipped: set[int] = set()
+    main = place.main
+    if isinstance(node, ast.If):
+        if place.scope.resolve(node.test) in _TYPE_CHECKING:
+            skipped = set(map(id, node.body))
+        main = main or _is_main_guard(node.test)
+    for child in ast.iter_child_nodes(node):
+        if id(child) in skipped:
+            continue
+        scope = place.inner if id(child) in body and place.inner is not None else place.scope
+        yield Place(
+            child,
+            child if isinstance(child, ast.stmt) else place.statement,
+            scope,
+            None,
+            main=main,
+            awaited=isinstance(node, ast.Await),
+            managed=isinstance(node, ast.withitem) and child is node.context_expr,
+        )
+
+
+def _is_main_guard(test: ast.expr) -> bool:
+    return (
+        isinstance(test, ast.Compare)
+        and isinstance(test.left, ast.Name)
+        and test.left.id == "__name__"
+    )
+
+
+def parameters(node: FunctionNode) -> list[ast.arg]:
+    """All of a function's parameters, in order."""
+    found = node.args
+    every = [*found.posonlyargs, *found.args, found.vararg, *found.kwonlyargs, found.kwarg]
+    return [parameter for parameter in every if parameter is not None]
+
+
+def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a module's, a class's or a function's own body, in no particular order."""
+    body = getattr(node, "body", [])
+    stack: list[ast.AST] = list(body) if isinstance(body, list) else [body]
+    while stack:
+        current = stack.pop()
+        yield current
+        if isinstance(current, _SCOPES):
+            stack.extend(getattr(current, "decorator_list", []))
+        else:
+            stack.extend(ast.iter_child_nodes(current))
+
+
+def _opened(node: ast.Module | Definition, parent: Scope | None, name: str, source: Source) -> Scope:
+    imports: dict[str, str] = {}
+    bound: set[str] = set()
+    declared: set[str] = set()
+    if isinstance(node, FUNCTIONS):
+        bound.update(parameter.arg for parameter in parameters(node))
+    hidden: set[int] = set()  # names of comprehensions, which the module around does not have
+    for inner in own_nodes(node):
+        if isinstance(inner, _COMPREHENSIONS) and not isinstance(node, FUNCTIONS):
+            for generator in inner.generators:
+                hidden.update(map(id, ast.walk(generator.target)))
+        match inner:
+            case ast.Name(id=found, ctx=ast.Store()) if id(inner) not in hidden:
+                bound.add(found)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                bound.add(inner.name)
+            case ast.ExceptHandler(name=str(found)) | ast.MatchAs(name=str(found)):
+                bound.add(found)
+            case ast.MatchStar(name=str(found)) | ast.MatchMapping(rest=str(found)):
+                bound.add(found)
+            case ast.Global():
+                declared.update(inner.names)
+            case ast.Import() | ast.ImportFrom():
+                imports.update(_imported(inner, source))
+            case _:
+                pass
+    kinds: dict[type, Literal["module", "class"]] = {ast.Module: "module", ast.ClassDef: "class"}
+    return Scope(
+        kinds.get(type(node), "function"),
+        node,
+        parent,
+        name,
+        imports,
+        frozenset(bound - declared),
+        frozenset(declared),
+    )
+
+
+def _imported(node: ast.Import | ast.ImportFrom, source: Source) -> dict[str, str]:
+    if isinstance(node, ast.Import):
+        return {
+            alias.asname or alias.name.partition(".")[0]: (
+                alias.name if alias.asname else alias.name.partition(".")[0]
+            )
+            for alias in node.names
+        }
+    base = node.module or ""
+    if node.level:
+        package = source.module.split(".")
+        if not source.is_package:
+            package.pop()
+        kept = package[: len(package) - node.level + 1]
+        base = ".".join([*kept, base] if base else kept)
+    prefix = f"{base}." if base else ""
+    return {alias.asname or alias.name: f"{prefix}{alias.name}" for alias in node.names}
