@@ -7,7 +7,8 @@ a flood of events yields to others, stays cancellable and feels the store's back
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -207,12 +208,14 @@ def _redact_message(event: Any) -> Any:
     return msgspec.structs.replace(event, message=redact_text(event.message))
 
 
-_REDACTIONS: Final[dict[type[Any], Callable[[Any], Any]]] = {
-    events.ToolCallArgs: _redact_args,
-    events.ToolCallResult: _redact_content,
-    events.RunError: _redact_message,
-    events.SubagentError: _redact_message,
-}
+_REDACTIONS: Final[Mapping[type[Any], Callable[[Any], Any]]] = MappingProxyType(
+    {
+        events.ToolCallArgs: _redact_args,
+        events.ToolCallResult: _redact_content,
+        events.RunError: _redact_message,
+        events.SubagentError: _redact_message,
+    },
+)
 
 
 def new_tool_call_id() -> ToolCallId:

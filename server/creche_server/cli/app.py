@@ -14,7 +14,7 @@ from pydantic_settings import SettingsError
 
 from creche_server.settings import CONFIG_FILE, Settings, load_settings
 
-app = App(
+app = App(  # creche: shared commands are added on import only, and a process runs one
     name="creche",
     help="Runs AI agents for many users at once.",
     version=lambda: version("creche"),
@@ -137,8 +137,7 @@ def scan(
     format
         How findings are told: to people, to programs, or to GitHub's runner.
     report
-        Add isolation score, context-propagation coverage and global-state count (to text, json
-        and sarif).
+        Add isolation score, context-propagation coverage and global-state count.
     rules
         Explain the rules instead.
     """

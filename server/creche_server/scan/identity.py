@@ -59,8 +59,8 @@ def _variable(spot: Spot, name: str, at: ast.expr) -> Iterator[Finding]:
         yield spot.finding(rules.AMBIENT_IDENTITY, message, at, symbol=name)
 
 
-def _bound_to(project: Project, name: str) -> tuple[Scope, ast.expr | None, ast.expr] | None:
-    """(scope, annotation, value) of the call that a module's or class's variable is bound to."""
+def _bound_to(project: Project, name: str) -> tuple[Scope, ast.expr | None, ast.Call] | None:
+    """(scope, annotation, call) where a module's or a class's variable is bound to a call."""
     module, _, last = name.rpartition(".")
     file = project.modules.get(module)
     owner = project.classes.get(module)
@@ -69,10 +69,12 @@ def _bound_to(project: Project, name: str) -> tuple[Scope, ast.expr | None, ast.
         return None
     for statement in getattr(scope.node, "body", []):
         match statement:
-            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == last:
-                return scope, None, value
-            case ast.AnnAssign(target=ast.Name(id=found), value=value) if found == last:
-                return None if value is None else (scope, statement.annotation, value)
+            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Call() as call):
+                if found == last:
+                    return scope, None, call
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.Call() as call):
+                if found == last:
+                    return scope, statement.annotation, call
             case _:
                 pass
     return None
@@ -81,7 +83,7 @@ def _bound_to(project: Project, name: str) -> tuple[Scope, ast.expr | None, ast.
 def _made_by(project: Project, name: str) -> str | None:
     """The dotted name of what a variable is made by calling."""
     found = _bound_to(project, name)
-    if found is None or not isinstance(found[2], ast.Call):
+    if found is None:
         return None
     function = found[2].func
     if isinstance(function, ast.Subscript):  # ContextVar[UserId]("user")
@@ -90,10 +92,8 @@ def _made_by(project: Project, name: str) -> str | None:
 
 
 def _is_identity_variable(project: Project, name: str) -> bool:
-    if _made_by(project, name) != "contextvars.ContextVar":
-        return False
     found = _bound_to(project, name)
-    if found is None or not isinstance(found[2], ast.Call):
+    if found is None or _made_by(project, name) != "contextvars.ContextVar":
         return False
     _, annotation, call = found
     subscript = call.func if isinstance(call.func, ast.Subscript) else None
@@ -111,9 +111,12 @@ def _is_identity_variable(project: Project, name: str) -> bool:
 def acts_for_user(spot: Spot) -> Iterator[str]:
     """The function around this node, if the node shows that it acts for a user."""
     inner = spot.place.inner
-    if isinstance(spot.node, (ast.FunctionDef, ast.AsyncFunctionDef)) and inner is not None:
-        if any(spot.carries_identity(item, known.IDENTITY) for item in parameters(spot.node)):
-            yield inner.name
+    if (
+        isinstance(spot.node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and inner is not None
+        and any(spot.carries_identity(item, known.IDENTITY) for item in parameters(spot.node))
+    ):
+        yield inner.name
     function = spot.scope.function
     if function is None:
         return
@@ -125,7 +128,7 @@ def acts_for_user(spot: Spot) -> Iterator[str]:
 
 
 def calls(spot: Spot) -> Iterator[tuple[str, str]]:
-    """(caller, called) where one function of the project calls another by name, no identity given."""
+    """(caller, called) where one function of the project calls another by its name."""
     function = spot.scope.function
     if function is None or not isinstance(spot.node, ast.Call):
         return

@@ -121,16 +121,24 @@ def _uri(path: str) -> str:
     return found.as_uri() if found.is_absolute() else quote(found.as_posix())
 
 
-def as_github(scan: Scan) -> str:
+def as_github(scan: Scan, figures: Figures | None = None) -> str:
     """A workflow command a line, which GitHub's runner shows beside the code.
 
     Source: docs.github.com, "Workflow commands for GitHub Actions"; actions/toolkit, command.ts.
     """
-    return "".join(
+    told = "".join(
         f"::error file={_property(finding.path)},line={finding.line},col={finding.column},"
         f"title={finding.rule}::{_data(f'{finding.message}. {rule_of(finding.rule).instead}')}\n"
         for finding in scan.findings
     )
+    if figures is not None:
+        summary = (
+            f"isolation score {figures.isolation_score:.1f}, "
+            f"context-propagation coverage {100 * figures.coverage:.1f} %, "
+            f"global-state count {figures.global_state}"
+        )
+        told += f"::notice title=creche scan::{_data(summary)}\n"
+    return told
 
 
 def _data(text: str) -> str:

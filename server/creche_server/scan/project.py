@@ -150,9 +150,7 @@ class Project:
                 )
         if self.copies_defaults(name):
             return False  # a model is data; who shares one and writes to it is found by that
-        return any(
-            _writes_to_self(item) for item in found.node.body if isinstance(item, FUNCTIONS)
-        )
+        return any(_writes_to_self(item) for item in found.node.body if isinstance(item, FUNCTIONS))
 
     def _split(self, name: str) -> tuple[File, str] | None:
         """The file that a dotted name begins with, and the rest of it."""

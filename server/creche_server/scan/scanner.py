@@ -10,7 +10,7 @@ from creche_server.scan import rules
 from creche_server.scan.caches import caches
 from creche_server.scan.findings import Coverage, Explained, Finding, Scan
 from creche_server.scan.identity import acts_for_user, ambient_identity, calls, enclosing_function
-from creche_server.scan.project import File, read_project
+from creche_server.scan.project import read_project
 from creche_server.scan.singletons import singletons
 from creche_server.scan.source import Source, UnreadableError, module_names, read_source
 from creche_server.scan.spot import Spot

@@ -162,8 +162,8 @@ def parameters(node: FunctionNode) -> list[ast.arg]:
 
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a module's, a class's or a function's own body, in no particular order."""
-    body = getattr(node, "body", [])
-    stack: list[ast.AST] = list(body) if isinstance(body, list) else [body]
+    body: list[ast.AST] | ast.AST = getattr(node, "body", [])
+    stack: list[ast.AST] = [body] if isinstance(body, ast.AST) else [*body]
     while stack:
         current = stack.pop()
         yield current
@@ -173,42 +173,50 @@ def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
             stack.extend(ast.iter_child_nodes(current))
 
 
-def _opened(node: ast.Module | Definition, parent: Scope | None, name: str, source: Source) -> Scope:
+def _opened(
+    node: ast.Module | Definition,
+    parent: Scope | None,
+    name: str,
+    source: Source,
+) -> Scope:
     imports: dict[str, str] = {}
-    bound: set[str] = set()
     declared: set[str] = set()
+    bound: set[str] = set()
+    hidden: set[int] = set()  # names of comprehensions, which the module around does not have
     if isinstance(node, FUNCTIONS):
         bound.update(parameter.arg for parameter in parameters(node))
-    hidden: set[int] = set()  # names of comprehensions, which the module around does not have
     for inner in own_nodes(node):
         if isinstance(inner, _COMPREHENSIONS) and not isinstance(node, FUNCTIONS):
             for generator in inner.generators:
                 hidden.update(map(id, ast.walk(generator.target)))
-        match inner:
-            case ast.Name(id=found, ctx=ast.Store()) if id(inner) not in hidden:
-                bound.add(found)
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                bound.add(inner.name)
-            case ast.ExceptHandler(name=str(found)) | ast.MatchAs(name=str(found)):
-                bound.add(found)
-            case ast.MatchStar(name=str(found)) | ast.MatchMapping(rest=str(found)):
-                bound.add(found)
-            case ast.Global():
-                declared.update(inner.names)
-            case ast.Import() | ast.ImportFrom():
-                imports.update(_imported(inner, source))
-            case _:
-                pass
-    kinds: dict[type, Literal["module", "class"]] = {ast.Module: "module", ast.ClassDef: "class"}
-    return Scope(
-        kinds.get(type(node), "function"),
-        node,
-        parent,
-        name,
-        imports,
-        frozenset(bound - declared),
-        frozenset(declared),
-    )
+        if isinstance(inner, (ast.Import, ast.ImportFrom)):
+            imports.update(_imported(inner, source))
+        elif isinstance(inner, ast.Global):
+            declared.update(inner.names)
+        elif id(inner) not in hidden and (found := _bound_by(inner)) is not None:
+            bound.add(found)
+    kind: Literal["module", "class", "function"] = "function"
+    if not isinstance(node, FUNCTIONS):
+        kind = "class" if isinstance(node, ast.ClassDef) else "module"
+    names = frozenset(bound - declared)
+    return Scope(kind, node, parent, name, imports, names, frozenset(declared))
+
+
+def _bound_by(node: ast.AST) -> str | None:
+    """The name that a node gives something."""
+    match node:
+        case ast.Name(id=found, ctx=ast.Store()):
+            return found
+        case ast.FunctionDef(name=found) | ast.AsyncFunctionDef(name=found):
+            return found
+        case ast.ClassDef(name=found) | ast.ExceptHandler(name=str(found)):
+            return found
+        case ast.MatchAs(name=str(found)) | ast.MatchStar(name=str(found)):
+            return found
+        case ast.MatchMapping(rest=str(found)):
+            return found
+        case _:
+            return None
 
 
 def _imported(node: ast.Import | ast.ImportFrom, source: Source) -> dict[str, str]:

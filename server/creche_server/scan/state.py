@@ -26,6 +26,11 @@ def shared_state(spot: Spot) -> Iterator[Finding]:
             yield from _of_attribute(spot, target, made)
         elif isinstance(target, ast.Name):
             yield _of_name(spot, target, made)
+        elif isinstance(target, (ast.Tuple, ast.List)) and made.stateful:
+            # `send, receive = open_channel()`: what is in a list that is taken apart is not known.
+            for part in target.elts[:1]:
+                if isinstance(part, ast.Name):
+                    yield _of_name(spot, part, made)
 
 
 def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr | None, ast.expr | None]]:
@@ -67,6 +72,8 @@ def _unpacked(
         for inner, item in zip(target.elts, values, strict=True):
             if is_matched or isinstance(inner, (ast.Starred, ast.Tuple, ast.List)):
                 yield from _unpacked(inner, item)
+        if isinstance(value, (ast.Call, ast.Await)):
+            yield target, value, None
     elif value is not None:
         yield target, value, None
 
@@ -114,7 +121,9 @@ def _of_name(spot: Spot, target: ast.Name, made: Value) -> Finding:
         message = f"the default of field `{target.id}` is {made.what}"
     else:
         rule = rules.SHARED_INSTANCE if made.stateful else rules.CLASS_STATE
-        message = f"class attribute `{spot.scope.name.rpartition('.')[2]}.{target.id}` is {made.what}"
+        message = (
+            f"class attribute `{spot.scope.name.rpartition('.')[2]}.{target.id}` is {made.what}"
+        )
     return spot.finding(rule, message, target, symbol=symbol)
 
 
@@ -124,7 +133,9 @@ def _of_attribute(spot: Spot, target: ast.Attribute, made: Value) -> Iterator[Fi
     if owner in spot.project.classes or owner in spot.project.functions:
         short = ast.unparse(target)
         rule = rules.CLASS_STATE if owner in spot.project.classes else rules.MODULE_STATE
-        yield spot.finding(rule, f"`{short}` is {made.what}", target, symbol=f"{owner}.{target.attr}")
+        yield spot.finding(
+            rule, f"`{short}` is {made.what}", target, symbol=f"{owner}.{target.attr}"
+        )
 
 
 def mutable_defaults(spot: Spot) -> Iterator[Finding]:
@@ -134,7 +145,9 @@ def mutable_defaults(spot: Spot) -> Iterator[Finding]:
         return
     positional = [*node.args.posonlyargs, *node.args.args]
     given = [
-        *zip(positional[len(positional) - len(node.args.defaults) :], node.args.defaults, strict=True),
+        *zip(
+            positional[len(positional) - len(node.args.defaults) :], node.args.defaults, strict=True
+        ),
         *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
     ]
     for parameter, default in given:

@@ -8,7 +8,7 @@ from typing import Final
 
 from creche_server.scan import known, rules
 from creche_server.scan.findings import Finding
-from creche_server.scan.scopes import parameters, own_nodes
+from creche_server.scan.scopes import own_nodes, parameters
 from creche_server.scan.spot import Spot
 from creche_server.scan.values import mentions
 
@@ -63,7 +63,9 @@ def _is_joined(spot: Spot) -> bool:
         match node:
             case ast.Call(func=ast.Attribute(attr="join"), args=[]):
                 joined = True
-            case ast.Call(func=ast.Attribute(attr="join"), args=[ast.Constant(value=int() | float())]):
+            case ast.Call(
+                func=ast.Attribute(attr="join"), args=[ast.Constant(value=int() | float())]
+            ):
                 joined = True
             case ast.Assign(targets=[ast.Attribute(attr="daemon")], value=ast.Constant(value=True)):
                 return False
@@ -82,10 +84,27 @@ def _is_kept_nursery(spot: Spot, function: ast.expr) -> bool:
             return owner is None or not _keeps(owner.node, name)
         case ast.Attribute(attr=name):
             return _is_nursery_name(name)
-        case ast.Name(id=name) if _is_nursery_name(name):
-            return spot.resolve(function.value) is not None
+        case ast.Name(id=name):
+            if _is_nursery_name(name) and spot.resolve(function.value) is not None:
+                return True
+            return _is_alias(spot, name)
         case _:
             return False
+
+
+def _is_alias(spot: Spot, local: str) -> bool:
+    """Whether the function around takes a nursery from an attribute by that name."""
+    function = spot.scope.function
+    if function is None:
+        return False
+    for node in own_nodes(function.node):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Attribute(attr=kept)):
+                if found == local and _is_nursery_name(kept):
+                    return True
+            case _:
+                pass
+    return False
 
 
 def _keeps(owner: ast.AST, name: str) -> bool:
@@ -115,10 +134,12 @@ def kept_nurseries(spot: Spot) -> Iterator[Finding]:
                 yield spot.finding(rules.KEPT_NURSERY, f"`{name}` keeps a nursery", target)
         case ast.AsyncWith(items=items):
             for item in items:
-                target = item.optional_vars
-                if target is not None and _is_lasting(spot, target) and _opens(spot, item.context_expr):
-                    name = ast.unparse(target)
-                    yield spot.finding(rules.KEPT_NURSERY, f"`{name}` keeps a nursery", target)
+                bound = item.optional_vars
+                if bound is None or not _opens(spot, item.context_expr):
+                    continue
+                if _is_lasting(spot, bound):
+                    message = f"`{ast.unparse(bound)}` keeps a nursery"
+                    yield spot.finding(rules.KEPT_NURSERY, message, bound)
         case ast.Call(func=ast.Attribute(attr="__aenter__", value=opened)) if _opens(spot, opened):
             message = "a nursery is entered by hand, so it has no block"
             yield spot.finding(rules.KEPT_NURSERY, message, spot.node)

@@ -89,5 +89,3 @@ def _indented(label: str, text: str) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-

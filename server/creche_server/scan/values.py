@@ -30,6 +30,8 @@ _LIST_METHODS: Final = frozenset(
 FIELD_NAMES: Final = frozenset(
     {"dataclasses.field", "attrs.field", "attr.ib", "attr.field", "msgspec.field"},
 )
+# Calls that return their argument or a copy, and which one that is.
+_PASSING_ON: Final = MappingProxyType({"copy.copy": 0, "copy.deepcopy": 0, "typing.cast": -1})
 _WRAPPERS: Final = frozenset({"Annotated", "ClassVar", "Final", "Optional", "Required"})
 
 
@@ -46,65 +48,74 @@ def what_is(node: ast.expr, scope: Scope, project: Project) -> Value | None:
 
     What cannot be known, such as the result of an unknown call, counts as None.
     """
+    if type(node) in _LITERALS:
+        return Value(_LITERALS[type(node)])
+    if isinstance(node, ast.Call):
+        return _what_call_makes(node, scope, project)
+    for part in _parts(node):
+        found = what_is(part, scope, project)
+        if found is not None:
+            is_tuple = isinstance(node, ast.Tuple)
+            return Value(f"a tuple that holds {found.what}", found.stateful) if is_tuple else found
+    return None
 
-    def first(*nodes: ast.expr | None) -> Value | None:
-        for item in nodes:
-            found = None if item is None else what_is(item, scope, project)
-            if found is not None:
-                return found
-        return None
 
+def _parts(node: ast.expr) -> list[ast.expr]:
+    """The expressions that one may be the value of, or that a tuple holds."""
     match node:
-        case ast.Tuple(elts=elements):
-            inner = first(*elements)
-            return inner and Value(f"a tuple that holds {inner.what}", inner.stateful)
-        case ast.Call():
-            return _what_call_makes(node, scope, project)
+        case ast.Tuple(elts=found) | ast.BoolOp(values=found):
+            return found
         case ast.IfExp(body=body, orelse=orelse):
-            return first(body, orelse)
-        case ast.BoolOp(values=values):
-            return first(*values)
+            return [body, orelse]
         case ast.BinOp(left=left, op=ast.BitOr(), right=ast.Set()):
-            return first(left)  # a frozenset on the left gives a frozenset
+            return [left]  # a frozenset on the left gives a frozenset
         case ast.BinOp(left=left, right=right, op=ast.Add() | ast.Mult() | ast.BitOr()):
-            return first(left, right)
+            return [left, right]
         case ast.NamedExpr(value=value) | ast.Await(value=value) | ast.Starred(value=value):
-            return first(value)
+            return [value]
         case _:
-            literal = _LITERALS.get(type(node))
-            return None if literal is None else Value(literal)
+            return []
 
 
 def _what_call_makes(node: ast.Call, scope: Scope, project: Project) -> Value | None:
     name = project.resolve(scope, node.func)
-    if name in known.FREEZING:
-        return _what_frozen_holds(node, scope, project, name)
-    if name in {"copy.copy", "copy.deepcopy"}:
-        return what_is(node.args[0], scope, project) if node.args else None
-    if name == "typing.cast":
-        return what_is(node.args[-1], scope, project) if node.args else None
-    if name in FIELD_NAMES:
-        default = next((item.value for item in node.keywords if item.arg == "default"), None)
-        return default and what_is(default, scope, project)
-    if name in known.MUTABLE:
-        return Value(_a(name))
-    if name in known.STATEFUL:
-        return Value(_a(name), stateful=True)
     if name is None:
         return _what_method_makes(node, scope, project)
-    if name in project.classes:
-        if not project.keeps_state(name):
-            return None
-        return Value(f"{_a(name)}, whose instances change", stateful=True)
-    if name in project.functions:
-        function = project.functions[name]
-        if function.node.decorator_list:
-            return None  # the decorator decides what it returns
-        return what_annotation_says(function.node.returns, function.around, project)
-    last = name.rpartition(".")[2]
-    if last.endswith(known.STATEFUL_ENDINGS) and last[0].isupper():
-        return Value(_a(name), stateful=True)
+    if name in known.FREEZING:
+        return _what_frozen_holds(node, scope, project, name)
+    if name in _PASSING_ON or name in FIELD_NAMES:
+        passed = _passed_on(node, name)
+        return None if passed is None else what_is(passed, scope, project)
+    if name in project.classes or name in project.functions:
+        return _what_ours_makes(name, project)
+    if name in known.MUTABLE or _is_stateful(name):
+        return Value(_a(name), stateful=name not in known.MUTABLE)
     return _what_method_makes(node, scope, project)
+
+
+def _is_stateful(name: str) -> bool:
+    """Whether a library's class is in the table, or is called as those in it are."""
+    last = name.rpartition(".")[2]
+    looks_so = last[0].isupper() and last.endswith(known.STATEFUL_ENDINGS)
+    return name in known.STATEFUL or looks_so
+
+
+def _passed_on(node: ast.Call, name: str) -> ast.expr | None:
+    """The argument that such a call returns, or a copy of."""
+    if name in FIELD_NAMES:
+        return next((item.value for item in node.keywords if item.arg == "default"), None)
+    return node.args[_PASSING_ON[name]] if node.args else None
+
+
+def _what_ours_makes(name: str, project: Project) -> Value | None:
+    """The instance of a class, or the result of a function, that one of the files defines."""
+    if name in project.classes:
+        changes = project.keeps_state(name)
+        return Value(f"{_a(name)}, whose instances change", stateful=True) if changes else None
+    function = project.functions[name]
+    if function.node.decorator_list:
+        return None  # the decorator decides what it returns
+    return what_annotation_says(function.node.returns, function.around, project)
 
 
 def _what_method_makes(node: ast.Call, scope: Scope, project: Project) -> Value | None:
@@ -126,10 +137,10 @@ def _what_frozen_holds(
     node: ast.Call,
     scope: Scope,
     project: Project,
-    name: str | None,
+    name: str,
 ) -> Value | None:
     """A frozen container may still hold what is not frozen, if that can be seen."""
-    elements: list[ast.expr | None] = []
+    elements: list[ast.expr] = []
     for argument in node.args:
         match argument:
             case ast.Dict(values=values):
@@ -143,9 +154,9 @@ def _what_frozen_holds(
             case _:
                 pass
     for element in elements:
-        found = None if element is None else what_is(element, scope, project)
+        found = what_is(element, scope, project)
         if found is not None:
-            return Value(f"{_a(name or '')} that holds {found.what}", found.stateful)
+            return Value(f"{_a(name)} that holds {found.what}", found.stateful)
     return None
 
 
@@ -163,8 +174,8 @@ def what_annotation_says(
             project,
         )
     if isinstance(node, ast.Subscript):
-        name = project.resolve(scope, node.value) or ""
-        if name.rpartition(".")[2] in _WRAPPERS:
+        outer = project.resolve(scope, node.value) or ""
+        if outer.rpartition(".")[2] in _WRAPPERS:
             inner = node.slice
             return what_annotation_says(
                 inner.elts[0] if isinstance(inner, ast.Tuple) and inner.elts else inner,

@@ -148,7 +148,9 @@ def _is_making_class(scope: Scope) -> bool:
     if owner is None or not isinstance(owner.node, ast.ClassDef):
         return False
     bases = {ast.unparse(base).rpartition(".")[2] for base in owner.node.bases}
-    return method in _MAKING_OF_METACLASS and bool(bases & {"type", "ABCMeta", "EnumMeta", "EnumType"})
+    return method in _MAKING_OF_METACLASS and bool(
+        bases & {"type", "ABCMeta", "EnumMeta", "EnumType"}
+    )
 
 
 def _is_ours(spot: Spot, name: str) -> bool:
@@ -222,9 +224,9 @@ def process_settings(spot: Spot) -> Iterator[Finding]:
             short = ast.unparse(target.value if isinstance(target, ast.Subscript) else target)
             yield spot.finding(rules.PROCESS_SETTING, f"`{short}` is written", target)
     match spot.node:
-        case ast.AugAssign(target=ast.Name() as target):
-            if (name := spot.resolve(target)) in known.PROCESS_OBJECTS:
-                yield spot.finding(rules.PROCESS_SETTING, f"`{name}` is written", target)
+        case ast.AugAssign(target=ast.Name() as bare):
+            if spot.resolve(bare) in known.PROCESS_OBJECTS:
+                yield spot.finding(rules.PROCESS_SETTING, f"`{bare.id}` is written", bare)
         case ast.Call():
             name = spot.called()
             if name in known.PROCESS_CALLS or (
