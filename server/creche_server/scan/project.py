@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 from creche_server.scan import known
-from creche_server.scan.scopes import FUNCTIONS, Place, Scope, module_scope, own_nodes, places
+from creche_server.scan.scopes import Place, Scope, module_scope, own_nodes, places
 from creche_server.scan.source import Source
 
 _MOST_STEPS: Final = 10  # re-exports, or base classes, that are followed
@@ -27,6 +27,7 @@ _NAMED_TUPLES: Final = frozenset({"typing.NamedTuple", "typing_extensions.NamedT
 _DATACLASSES: Final = frozenset(
     {"dataclasses.dataclass", "attrs.define", "attr.s", "attr.define", "attrs.frozen"},
 )
+_LITERALS: Final = (ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.SetComp)
 _BUILDERS: Final = frozenset({"__init__", "__new__", "__post_init__", "__attrs_post_init__"})
 
 
@@ -150,7 +151,38 @@ class Project:
                 )
         if self.copies_defaults(name):
             return False  # a model is data; who shares one and writes to it is found by that
-        return any(_writes_to_self(item) for item in found.node.body if isinstance(item, FUNCTIONS))
+        return any(
+            _is_method(item) and self._writes_to_self(item, found.around)
+            for item in found.node.body
+        )
+
+    def _writes_to_self(
+        self,
+        method: ast.FunctionDef | ast.AsyncFunctionDef,
+        around: Scope,
+    ) -> bool:
+        self_name = method.args.args[0].arg
+        for node in own_nodes(method):
+            match node:
+                case ast.Attribute(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
+                    if name == self_name and method.name not in _BUILDERS:
+                        return True
+                case (
+                    ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name))], value=value)
+                    | ast.AnnAssign(target=ast.Attribute(value=ast.Name(id=name)), value=value)
+                ):
+                    if name == self_name and value is not None and self._is_mutable(value, around):
+                        return True
+                case _:
+                    pass
+        return False
+
+    def _is_mutable(self, value: ast.expr, around: Scope) -> bool:
+        """Whether a constructor's value is plainly a container or a resource."""
+        if isinstance(value, ast.Call):
+            name = self.resolve(around, value.func)
+            return name in known.MUTABLE or name in known.STATEFUL
+        return isinstance(value, _LITERALS)
 
     def _split(self, name: str) -> tuple[File, str] | None:
         """The file that a dotted name begins with, and the rest of it."""
@@ -169,33 +201,8 @@ def _is_frozen(call: ast.Call | None) -> bool:
     )
 
 
-def _writes_to_self(method: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> bool:
-    if isinstance(method, ast.Lambda) or not method.args.args:
-        return False
-    self_name = method.args.args[0].arg
-    for node in own_nodes(method):
-        match node:
-            case ast.Attribute(value=ast.Name(id=name), ctx=ast.Store() | ast.Del()):
-                if name == self_name and method.name not in _BUILDERS:
-                    return True
-            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name))], value=value):
-                if name == self_name and _is_mutable_literal(value):
-                    return True
-            case ast.AnnAssign(target=ast.Attribute(value=ast.Name(id=name)), value=value):
-                if name == self_name and value is not None and _is_mutable_literal(value):
-                    return True
-            case _:
-                pass
-    return False
-
-
-def _is_mutable_literal(value: ast.expr) -> bool:
-    if isinstance(value, ast.Call):
-        function = value.func
-        last = function.attr if isinstance(function, ast.Attribute) else ""
-        name = function.id if isinstance(function, ast.Name) else last
-        return any(made.rpartition(".")[2] == name for made in known.MUTABLE - {"copy.copy"})
-    return isinstance(value, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp))
+def _is_method(item: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)) and bool(item.args.args)
 
 
 def read_project(sources: Sequence[Source]) -> Project:
