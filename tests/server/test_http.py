@@ -383,7 +383,7 @@ class TestMetrics:
 def gauges(text: str) -> dict[str, str]:
     """{name: value} of what Prometheus would read."""
     told = [line.split(" ") for line in text.splitlines() if not line.startswith("#")]
-    return {name: value for name, value in told}
+    return dict(told)
 
 
 class TestAgents:

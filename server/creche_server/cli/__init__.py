@@ -1,4 +1,4 @@
-"""The command `creche`: serve, chat, token, link."""
+"""The command `creche`: serve, chat, token, link, scan."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ class Scope:
     imports: dict[str, str]  # {local name: what it stands for, dotted}
     bound: frozenset[str]  # all other names that are assigned here
     globals: frozenset[str]
+    from_imports: frozenset[str]  # of `imports`: taken out of a module, so may be anything
+    deleted: frozenset[str]
 
     @property
     def module(self) -> Scope:
@@ -182,6 +184,8 @@ def _opened(
     imports: dict[str, str] = {}
     declared: set[str] = set()
     bound: set[str] = set()
+    taken: set[str] = set()
+    deleted: set[str] = set()
     hidden: set[int] = set()  # names of comprehensions, which the module around does not have
     if isinstance(node, FUNCTIONS):
         bound.update(parameter.arg for parameter in parameters(node))
@@ -190,16 +194,29 @@ def _opened(
             for generator in inner.generators:
                 hidden.update(map(id, ast.walk(generator.target)))
         if isinstance(inner, (ast.Import, ast.ImportFrom)):
-            imports.update(_imported(inner, source))
+            found_imports = _imported(inner, source)
+            imports.update(found_imports)
+            taken.update(found_imports if isinstance(inner, ast.ImportFrom) else ())
         elif isinstance(inner, ast.Global):
             declared.update(inner.names)
+        elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Del):
+            deleted.add(inner.id)
         elif id(inner) not in hidden and (found := _bound_by(inner)) is not None:
             bound.add(found)
     kind: Literal["module", "class", "function"] = "function"
     if not isinstance(node, FUNCTIONS):
         kind = "class" if isinstance(node, ast.ClassDef) else "module"
-    names = frozenset(bound - declared)
-    return Scope(kind, node, parent, name, imports, names, frozenset(declared))
+    return Scope(
+        kind=kind,
+        node=node,
+        parent=parent,
+        name=name,
+        imports=imports,
+        bound=frozenset(bound - declared),
+        globals=frozenset(declared),
+        from_imports=frozenset(taken),
+        deleted=frozenset(deleted),
+    )
 
 
 def _bound_by(node: ast.AST) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from creche_server.scan import known, rules
 from creche_server.scan.findings import Finding
-from creche_server.scan.scopes import FUNCTIONS, Scope, own_nodes
+from creche_server.scan.scopes import FUNCTIONS, Scope
 from creche_server.scan.spot import Spot
 from creche_server.scan.values import FIELD_NAMES, Value, mentions
 
@@ -91,10 +91,7 @@ def _made(spot: Spot, value: ast.expr | None, annotation: ast.expr | None) -> Va
 
 def _is_removed(target: ast.expr, scope: Scope) -> bool:
     """Whether the same body deletes the name again, so that nobody else finds it."""
-    return isinstance(target, ast.Name) and any(
-        isinstance(node, ast.Name) and node.id == target.id and isinstance(node.ctx, ast.Del)
-        for node in own_nodes(scope.node)
-    )
+    return isinstance(target, ast.Name) and target.id in scope.deleted
 
 
 def _is_excused(spot: Spot, target: ast.expr, annotation: ast.expr | None) -> bool:

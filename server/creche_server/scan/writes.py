@@ -167,40 +167,27 @@ def _is_foreign(spot: Spot, owner: ast.expr, name: str) -> bool:
         root = root.value
     if not isinstance(root, ast.Name):
         return False
-    imported = _import_of(spot.scope, root.id)
-    if imported is None:
+    importing = _importing(spot.scope, root.id)
+    if importing is None:
         return name.startswith("builtins.") and name.count(".") == 1 and _is_class_name(name)
     project = spot.project
-    if owner is not root and not _is_from_import(spot.scope, root.id):
-        return True  # module.thing.attribute
-    if name in project.classes or name in project.functions or project.is_module(name):
+    is_module = root.id not in importing.from_imports  # else it may be anything
+    if is_module or name in project.classes or name in project.functions:
         return True
-    return not _is_from_import(spot.scope, root.id) or _is_class_name(name)
+    return project.is_module(name) or _is_class_name(name)
 
 
-def _import_of(scope: Scope, name: str) -> str | None:
+def _importing(scope: Scope, name: str) -> Scope | None:
+    """The scope that imports what a bare name stands for here."""
     current: Scope | None = scope
     while current is not None:
-        if name in current.imports and (current is scope or current.kind != "class"):
-            return current.imports[name]
-        if name in current.bound and (current is scope or current.kind != "class"):
-            return None
+        if current is scope or current.kind != "class":
+            if name in current.imports:
+                return current
+            if name in current.bound:
+                return None
         current = current.parent
     return None
-
-
-def _is_from_import(scope: Scope, name: str) -> bool:
-    """Whether a name was imported from a module, so may be anything, and not as a module."""
-    current: Scope | None = scope
-    while current is not None and name not in current.imports:
-        current = current.parent
-    if current is None:
-        return False
-    return any(
-        isinstance(node, ast.ImportFrom)
-        and any((alias.asname or alias.name) == name for alias in node.names)
-        for node in ast.walk(current.node)
-    )
 
 
 def _is_class_name(name: str) -> bool:

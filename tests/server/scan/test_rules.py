@@ -119,7 +119,12 @@ class TestAName:
         files = {
             "app/__init__.py": "",
             "app/queue/__init__.py": "class Queue: pass\n",
-            "app/main.py": "import queue\nfrom app.queue import Queue\nA = queue.Queue()\nB = Queue()\n",
+            "app/main.py": """\
+                import queue
+                from app.queue import Queue
+                A = queue.Queue()
+                B = Queue()
+            """,
         }
         assert told(scan_files(files)) == ["3 CR008"]
 
