@@ -63,13 +63,10 @@ def _cache_name(spot: Spot, decorator: ast.expr) -> str | None:
 
 def _why_not(spot: Spot, node: _FunctionNode, inner: Scope) -> str:
     """Why that function must have no cache; empty if it may."""
-    given = parameters(node)
     decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-    if inner.method_of is not None and "staticmethod" not in decorators:
-        if "classmethod" not in decorators:
-            return "is a method: the cache keeps every instance it was called on"
-        given = given[1:]
-    for parameter in given:
+    if inner.method_of is not None and not decorators & {"classmethod", "staticmethod"}:
+        return "is a method: the cache keeps every instance it was called on"
+    for parameter in parameters(node):
         if spot.carries_identity(parameter):
             return f"takes `{parameter.arg}`: it keeps, and may mix up, what belongs to users"
     made = _what_it_returns(node, inner, spot.project)

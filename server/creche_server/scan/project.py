@@ -149,8 +149,6 @@ class Project:
                 return not _is_frozen(call) and any(
                     isinstance(item, ast.AnnAssign) for item in found.node.body
                 )
-        if self.copies_defaults(name):
-            return False  # a model is data; who shares one and writes to it is found by that
         return any(
             _is_method(item) and self._writes_to_self(item, found.around)
             for item in found.node.body

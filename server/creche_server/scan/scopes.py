@@ -93,8 +93,6 @@ class Place:
     scope: Scope  # the one that it is evaluated in
     inner: Scope | None  # the one that it opens
     main: bool  # under `if __name__ == "__main__"`
-    awaited: bool  # directly behind `await`
-    managed: bool  # directly behind `with` or `async with`
 
 
 def module_scope(source: Source) -> Scope:
@@ -105,7 +103,7 @@ def module_scope(source: Source) -> Scope:
 def places(source: Source, outermost: Scope) -> Iterator[Place]:
     """Every node of a file in the order of the text, without recursion; type-only code left out."""
     stack: list[Place] = [
-        Place(statement, statement, outermost, None, main=False, awaited=False, managed=False)
+        Place(statement, statement, outermost, None, main=False)
         for statement in reversed(source.tree.body)
     ]
     while stack:
@@ -142,8 +140,6 @@ def _below(place: Place) -> Iterator[Place]:
             scope,
             None,
             main=main,
-            awaited=isinstance(node, ast.Await),
-            managed=isinstance(node, ast.withitem) and child is node.context_expr,
         )
 
 

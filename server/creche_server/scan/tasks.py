@@ -26,7 +26,7 @@ def loose_tasks(spot: Spot) -> Iterator[Finding]:
     if called in known.LOOSE_CALLS or _is_of_loop(spot, node.func):
         message = f"`{called or ast.unparse(node.func)}` starts what no block waits for"
         yield spot.finding(rules.LOOSE_TASK, message, node)
-    elif called in known.THREADS and not spot.place.managed:
+    elif called in known.THREADS:
         if _is_daemon(node):
             message = f"a daemon `{called}` is cut off whenever the process ends"
             yield spot.finding(rules.LOOSE_TASK, message, node)

@@ -96,8 +96,7 @@ def _what_call_makes(node: ast.Call, scope: Scope, project: Project) -> Value | 
 def _is_stateful(name: str) -> bool:
     """Whether a library's class is in the table, or is called as those in it are."""
     last = name.rpartition(".")[2]
-    looks_so = last[0].isupper() and last.endswith(known.STATEFUL_ENDINGS)
-    return name in known.STATEFUL or looks_so
+    return name in known.STATEFUL or last.endswith(known.STATEFUL_ENDINGS)
 
 
 def _passed_on(node: ast.Call, name: str) -> ast.expr | None:

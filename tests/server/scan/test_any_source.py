@@ -67,8 +67,15 @@ def test_what_cannot_be_parsed_is_a_finding_on_its_line(data: bytes, line: int) 
     ],
 )
 def test_odd_encodings_and_line_ends_are_read(data: bytes, line: int | None) -> None:
-    found = [(item.rule, item.line) for item in scan_sources({"odd.py": data}).findings]
+    findings = scan_sources({"odd.py": data}).findings
+    found = [(item.rule, item.line) for item in findings]
     assert found == ([] if line is None else [("CR001", line)])
+    assert all("A = {}" in item.source for item in findings)
+
+
+def test_what_parses_but_is_nested_too_deeply_to_be_looked_at_is_a_finding() -> None:
+    (finding,) = scan_text(f"A = {'+'.join('1' * 1500)}\n").findings
+    assert (finding.rule, finding.message) == ("CR000", "cannot be parsed: it is nested too deeply")
 
 
 def test_columns_are_characters() -> None:

@@ -34,12 +34,13 @@ class TestTheSample:
             for item in scan_sources(files_below(SAMPLE)).explained
         }
         assert explained == {
-            ("escapes.py", 5, "CR001", "filled on import only"),
-            ("escapes.py", 8, "CR001", "only read"),
+            ("escapes.py", 6, "CR001", "filled on import only"),
             ("escapes.py", 9, "CR001", "only read"),
-            ("escapes.py", 17, "CR007", "one user is all there is"),
-            ("escapes.py", 24, "CR006", "the default is never written"),
-            ("escapes.py", 32, "CR002", "only read"),
+            ("escapes.py", 10, "CR001", "only read"),
+            ("escapes.py", 17, "CR009", "said where the statement begins"),
+            ("escapes.py", 21, "CR007", "one user is all there is"),
+            ("escapes.py", 28, "CR006", "the default is never written"),
+            ("escapes.py", 36, "CR002", "only read"),
         }
 
 
@@ -115,18 +116,31 @@ class TestAName:
         found = [item.symbol for item in scan_files(files).findings]
         assert found == ([] if "\n" in imported else ["app.main.KEPT"])
 
-    def test_of_a_package_of_ours_is_not_the_standard_librarys(self) -> None:
+    def test_of_a_module_of_ours_is_not_the_standard_librarys(self) -> None:
         files = {
             "app/__init__.py": "",
-            "app/queue/__init__.py": "class Queue: pass\n",
+            "app/http/__init__.py": "",
+            "app/http/client.py": "class HTTPConnection: pass\n",
             "app/main.py": """\
-                import queue
-                from app.queue import Queue
-                A = queue.Queue()
-                B = Queue()
+                import http.client
+                from app.http.client import HTTPConnection
+                A = http.client.HTTPConnection("a")
+                B = HTTPConnection()
             """,
         }
-        assert told(scan_files(files)) == ["3 CR008"]
+        found = [item.symbol for item in scan_files(files).findings]
+        assert found == ["app.main.A"]
+
+    def test_that_is_declared_global_is_the_modules(self) -> None:
+        text = """\
+            from os import environ
+            def outer(environ):
+                def inner():
+                    global environ
+                    environ["a"] = "b"
+                return inner
+        """
+        assert told(scan_text(text)) == ["4 CR003", "5 CR009"]
 
     def test_that_imports_itself_ends(self) -> None:
         files = {"a.py": "from b import X\nY = X()\n", "b.py": "from a import X\nZ = X()\n"}

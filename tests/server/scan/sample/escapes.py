@@ -1,6 +1,7 @@
 """Escapes: CR090, CR091, and where they count."""
 
 import functools
+import os
 
 TABLE = {}  # creche: shared filled on import only
 NOT_SAID = {}  # creche: shared # -> CR001 CR090
@@ -12,6 +13,9 @@ LONG = {  # creche: shared only read
 NOTHING = ()  # creche: shared for no reason at all # -> CR091
 TEXT = "# creche: shared not a comment"
 # creche: shared this line stands alone # -> CR091
+print(  # creche: shared said where the statement begins
+    os.umask(0),
+)
 
 
 @functools.cache

@@ -20,6 +20,9 @@ class Vars:
     tenant = ContextVar("tenant")
 
 
+AT_IMPORT = current.get(None)
+
+
 def looks_up():
     return current.get()  # -> CR011
 

@@ -85,7 +85,13 @@ def listed() -> list[str]:
     return []
 
 
+@acme.frozen
+def frozen() -> list[str]:
+    return []
+
+
 FROM_FUNCTION = listed()  # -> CR001
+FROM_DECORATED = frozen()
 
 
 def counts():

@@ -36,6 +36,7 @@ def late_daemon(work):
     thread = Thread(target=work)  # -> CR012
     thread.daemon = True
     thread.start()
+    thread.join()
 
 
 def not_joined(work, words):
