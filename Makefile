@@ -25,12 +25,13 @@ serve: $(or $(wildcard .venv/dev.installed),.venv/server.installed)  ## the serv
 test: .venv/dev.installed  ## all tests, or some  (PYTEST_ARGS="-k cancel" PYTHON=/path/to/another/python3)
 	@exec .venv/bin/python -m pytest $(PYTEST_ARGS)
 
-lint: .venv/dev.installed  ## formatting, ruff, mypy, pyright, import contracts: changes nothing
+lint: .venv/dev.installed  ## formatting, ruff, types, import contracts, isolation: changes nothing
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright  # it need not ask whether there is a newer one
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/creche scan core server --report
 
 format: .venv/dev.installed  ## format, and mend what ruff can mend by itself
 	.venv/bin/ruff format .

@@ -10,6 +10,7 @@ pytest.register_assert_rewrite(
     "tests.server.bare",
     "tests.server.processes",
     "tests.server.running",
+    "tests.server.scan.scanning",
     "tests.small_world",
     "tests.store_contract",
 )

@@ -12,7 +12,8 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -337,12 +338,14 @@ def _redact_message(event: Any) -> Any:
     return msgspec.structs.replace(event, message=redact_text(event.message))
 
 
-_REDACTIONS: Final[dict[type[Any], Callable[[Any], Any]]] = {
-    events.ToolCallArgs: _redact_args,
-    events.ToolCallResult: _redact_content,
-    events.RunError: _redact_message,
-    events.SubagentError: _redact_message,
-}
+_REDACTIONS: Final[Mapping[type[Any], Callable[[Any], Any]]] = MappingProxyType(
+    {
+        events.ToolCallArgs: _redact_args,
+        events.ToolCallResult: _redact_content,
+        events.RunError: _redact_message,
+        events.SubagentError: _redact_message,
+    },
+)
 
 
 def new_tool_call_id() -> ToolCallId:

@@ -228,7 +228,7 @@ class ExecutionEngine:
     ) -> None:
         run = self._run
         async with trio.open_nursery() as nursery:
-            run._nursery = nursery  # noqa: SLF001
+            run._nursery = nursery  # noqa: SLF001  # creche: shared with its own run; None again after
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
             context = RunContext(
                 run,

@@ -106,12 +106,12 @@ RULES: Final[Mapping[type[events.Event], Rule]] = MappingProxyType(
 
 _Place = tuple[Bracket, str, str | None]  # which, its key, and for a step its sub-agent
 
-_RULES: Final = dict(RULES)  # a plain dict answers faster than its proxy
+_RULES: Final = dict(RULES)  # creche: shared only read; a plain dict answers faster than its proxy
 _NOT_OPEN: Final = object()
 
 # Ids of these are for one use; a message may be taken up again, but only by whose it is.
 # A span of reasoning and the message in it may share an id, which is then one owner's.
-_SAME_IDS: Final = {Bracket.REASONING_MESSAGE: Bracket.REASONING}
+_SAME_IDS: Final = MappingProxyType({Bracket.REASONING_MESSAGE: Bracket.REASONING})
 _SINGLE_USE: Final = frozenset({Bracket.TOOL_CALL, Bracket.SUBAGENT})
 
 

@@ -43,7 +43,7 @@ class Supervisor:
     ) -> None:
         self.infrastructure = infrastructure
         self.journals = journals
-        self._nursery = nursery
+        self._nursery = nursery  # creche: shared it is the runs' own; open_supervisor opens it
         # {user: {run id: run}}, each in the order of asking; an entry *is* `_listed`.
         self._runs: dict[UserId, dict[RunId, Run]] = {}
         # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.

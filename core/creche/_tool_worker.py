@@ -31,7 +31,9 @@ def work(job: Mapping[str, str]) -> None:
         os.dup2(nothing.fileno(), 0)
     # A process that the tool forks must not keep the answer's pipe open.
     os.register_at_fork(after_in_child=functools.partial(os.close, output))
-    threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    threading.Thread(  # creche: shared ends with this process, which is one call
+        target=_end_with, args=(lifeline,), daemon=True
+    ).start()
     answer = msgspec.json.encode(_answer(job))
     sys.stdout.flush()
     with os.fdopen(output, "wb") as stream:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Final
 
 import trio
@@ -22,7 +24,9 @@ _log: Final = logging.getLogger("creche.audit")
 MOST_WAITING: Final = 256
 MOST_WAITING_PER_USER: Final = 32
 
-_KINDS: Final[dict[IdKind, AuditKind]] = {"thread": "thread_mismatch", "run": "run_mismatch"}
+_KINDS: Final[Mapping[IdKind, AuditKind]] = MappingProxyType(
+    {"thread": "thread_mismatch", "run": "run_mismatch"}
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -128,8 +128,8 @@ async def serve(
 class Connections:
     """What connections live in."""
 
-    nursery: trio.Nursery  # theirs
-    background: trio.Nursery  # of what serves them all, ended when they are gone
+    nursery: trio.Nursery  # creche: shared it is theirs; open_connections opens it
+    background: trio.Nursery  # creche: shared it serves them all, and ends when they are gone
     flusher: Flusher
     leaving: trio.Event  # sends them home
 
@@ -167,7 +167,12 @@ async def _accept_until_stopped(
         max_connections=settings.max_connections,
         refused=functools.partial(_audit_full_house, services),
     )
-    await connections.nursery.start(_serve_lifespan, app, services.leaving, door)
+    await connections.nursery.start(  # creche: shared the application ends with its connections
+        _serve_lifespan,
+        app,
+        services.leaving,
+        door,
+    )
     async with trio.open_nursery() as accepting:
         listeners: list[trio.SocketListener] = await accepting.start(
             functools.partial(

@@ -54,7 +54,8 @@ def _add_run(
     event: MutableMapping[str, Any],
 ) -> MutableMapping[str, Any]:
     """Say whose run a line is from, also where an agent's own code wrote it."""
-    if (context := logged_context.get()) is not None:
+    context = logged_context.get()  # creche: shared for log lines only; nothing acts on it
+    if context is not None:
         for name in ("user_id", "thread_id", "run_id", "correlation_id"):
             event.setdefault(name, getattr(context, name))
     return event

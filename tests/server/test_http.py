@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import trio
 from tests.server.running import CommandError, Server, open_server
 
+import creche_server.services
 from creche import RunContext
 
 
@@ -334,6 +336,54 @@ class TestHealth:
         async with server.http(None) as http:
             assert (await http.get("/healthz")).json() == {"status": "ok"}
             assert (await http.get("/readyz")).json() == {"status": "ready"}
+
+
+class TestMetrics:
+    async def test_are_for_everybody_in_prometheuss_format(self, server: Server) -> None:
+        async with server.http(None) as http:
+            answer = await http.get("/metrics")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert answer.text.endswith("\n")
+        lines = answer.text.splitlines()
+        for name in ("creche_process_global_state", "creche_runs_live"):
+            assert any(line.startswith(f"# HELP {name} ") for line in lines)
+            assert f"# TYPE {name} gauge" in lines
+            assert re.fullmatch(r"\d+", gauges(answer.text)[name])
+        assert len(lines) == 6, "whatever is new here is to be documented, and of no user"
+
+    async def test_count_the_runs_that_are_live(self, server: Server) -> None:
+        async with server.chat() as chat, server.http(None) as http:
+            await chat.start("hang")
+            await chat.start("tokens=1")
+            assert gauges((await http.get("/metrics")).text)["creche_runs_live"] == "2"
+
+    async def test_count_what_a_leak_adds_to_the_modules(
+        self,
+        server: Server,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        async with server.http(None) as http:
+            before = int(gauges((await http.get("/metrics")).text)["creche_process_global_state"])
+            monkeypatch.setattr(creche_server.services, "_CACHE", {}, raising=False)
+            monkeypatch.setattr(creche_server.services.Services, "seen", [], raising=False)
+            after = int(gauges((await http.get("/metrics")).text)["creche_process_global_state"])
+        assert after == before + 2
+
+    async def test_grow_by_nothing_with_runs(self, server: Server) -> None:
+        async with server.chat() as chat, server.http(None) as http:
+            await chat.subscribe()
+            await chat.run('tokens=2 tool=calculator:{"expression":"1+1"}')
+            before = gauges((await http.get("/metrics")).text)
+            for _ in range(3):
+                await chat.run("tokens=2")
+            assert gauges((await http.get("/metrics")).text) == before
+
+
+def gauges(text: str) -> dict[str, str]:
+    """{name: value} of what Prometheus would read."""
+    told = [line.split(" ") for line in text.splitlines() if not line.startswith("#")]
+    return dict(told)
 
 
 class TestAgents:

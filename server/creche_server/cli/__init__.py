@@ -1,4 +1,4 @@
-"""The command `creche`: serve, chat, token, link, audit."""
+"""The command `creche`: serve, chat, token, link, audit, scan."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pydantic_settings import SettingsError
 
 from creche_server.settings import CONFIG_FILE, Settings, load_settings
 
-app = App(
+app = App(  # creche: shared commands are added on import only, and a process runs one
     name="creche",
     help="Runs AI agents for many users at once.",
     version=lambda: version("creche"),
@@ -122,7 +122,9 @@ async def link(*, data: Data = None) -> int:
     return await print_link(_settings(data=data).data)
 
 
-audit = App(name="audit", help="Look at the audit: who tried what was not theirs.")
+audit = App(  # creche: shared the command line, built when it is imported
+    name="audit", help="Look at the audit: who tried what was not theirs."
+)
 app.command(audit)
 
 AuditDatabase = Annotated[
@@ -195,6 +197,40 @@ async def stats(
 
 def _audit_settings(data: Path | None, database: str | None) -> Settings:
     return _settings(data=data, database=database, audit="database" if database else None)
+
+
+@app.command
+def scan(
+    *paths: Path,
+    format: Literal["text", "json", "sarif", "github"] = "text",  # noqa: A002  the flag's name
+    report: bool = False,
+    rules: bool = False,
+) -> int:
+    """Find in Python source what runs of different users would share.
+
+    Exits with 0 if nothing was found, 1 if something was, 2 if it could not be looked at. A
+    comment on the line, `# creche: shared REASON`, explains what is shared on purpose.
+
+    Parameters
+    ----------
+    paths
+        Files, and folders with all that is below them.
+    format
+        How findings are told: to people, to programs, or to GitHub's runner.
+    report
+        Add isolation score, context-propagation coverage and global-state count.
+    rules
+        Explain the rules instead.
+    """
+    from creche_server.cli.scan import print_rules  # noqa: PLC0415
+    from creche_server.cli.scan import scan as scan_paths  # noqa: PLC0415
+
+    if rules:
+        return print_rules()
+    if not paths:
+        sys.stderr.write("creche: scan what? Name files or folders: creche scan PATH...\n")
+        return 2
+    return scan_paths(paths, format, report=report)
 
 
 def _settings(**flags: object) -> Settings:

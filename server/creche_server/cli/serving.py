@@ -112,7 +112,7 @@ def _exit_when_overdue(seconds: float) -> None:
         sys.stderr.flush()
         os._exit(1)
 
-    timer = threading.Timer(seconds, overdue)
+    timer = threading.Timer(seconds, overdue)  # creche: shared it must outlast all, to end them
     timer.daemon = True
     timer.start()
 
@@ -135,7 +135,9 @@ def load_agents(spec: str) -> AgentClassRegistry:
     if not module_name or not attribute:
         msg = f"{spec!r} is not MODULE:NAME, such as myapp:agents"
         raise AgentsNotFoundError(msg)
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109  the path is for the import system
+    # creche's own command line, before the server and its first run.
+    here = os.getcwd()  # noqa: PTH109  the path is for the import system
+    sys.path.insert(0, here)  # creche: shared the operator's agents are found there; once, on start
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

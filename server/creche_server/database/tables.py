@@ -51,7 +51,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 # SQLite counts rows up by itself only in a column that is INTEGER to the letter.
 _RowId: Final = BigInteger().with_variant(Integer, "sqlite")
 
-metadata: Final = MetaData()
+metadata: Final = MetaData()  # creche: shared tables are added on import only; no rows in it
 
 
 def _owned_by_thread() -> ForeignKeyConstraint:

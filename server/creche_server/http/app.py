@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from creche import CrecheError, InvalidContextError, new_id
 from creche_server.http.afterwards import AfterReplies
 from creche_server.http.agents import agent_routes
 from creche_server.http.health import health_routes
+from creche_server.http.metrics import metrics_routes
 from creche_server.http.page import page_routes
 from creche_server.http.refusals import tell_refusals
 from creche_server.http.threads import thread_routes
@@ -24,20 +26,24 @@ from creche_server.wire import replies
 _log: Final = logging.getLogger("creche.http")
 
 _MOST_BODY_BYTES: Final = 1024 * 1024
-_STATUS: Final = {
-    "invalid_argument": 400,
-    "limit_exceeded": 429,
-    "draining": 503,
-    "unavailable": 503,
-}
-_HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",  # the printed link carries a ticket
-    "X-Content-Type-Options": "nosniff",
-}
+_STATUS: Final = MappingProxyType(
+    {
+        "invalid_argument": 400,
+        "limit_exceeded": 429,
+        "draining": 503,
+        "unavailable": 503,
+    },
+)
+_HEADERS: Final = MappingProxyType(
+    {
+        "Content-Security-Policy": (
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+            "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        "Referrer-Policy": "no-referrer",  # the printed link carries a ticket
+        "X-Content-Type-Options": "nosniff",
+    },
+)
 
 
 def make_app(services: Services) -> QuartTrio:
@@ -49,6 +55,7 @@ def make_app(services: Services) -> QuartTrio:
     for routes in (
         agent_routes(services),
         health_routes(services),
+        metrics_routes(services),
         page_routes(services),
         thread_routes(services),
         ticket_routes(services),

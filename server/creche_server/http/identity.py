@@ -26,14 +26,16 @@ def current_user(auth: Auth, *, cookie: bool = True) -> UserId:
     A cookie travels by itself, so with it a request that changes something must come from a
     page of ours (its Origin is checked); a bearer token is nobody else's to send.
     """
-    header = request.headers.get("Authorization")
+    # Quart hands a request over in no other way; from here on the user is passed.
+    header = request.headers.get("Authorization")  # creche: shared Quart binds it to this task
     if header is not None:
         return auth.check_authorization(header)
-    session = request.cookies.get(SESSION_COOKIE) if cookie else None
+    cookies = request.cookies  # creche: shared Quart binds it to this task
+    session = cookies.get(SESSION_COOKIE) if cookie else None
     if session is None:
         msg = "a bearer token is needed: `Authorization: Bearer TOKEN`"
         raise NothingShownError(msg)
-    origin = request.headers.get("Origin")
+    origin = request.headers.get("Origin")  # creche: shared Quart binds it to this task
     if request.method not in _SAFE and not auth.allows_origin(origin, request.host):
         msg = "pages from this origin may not do that"
         raise ForeignOriginError(msg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from http import HTTPStatus
 from importlib import resources
+from types import MappingProxyType
 from typing import Any, Final
 
 from quart import Blueprint, Response, redirect, request
@@ -19,12 +20,14 @@ from creche_server.auth import (
 from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
-_TYPES: Final = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+_TYPES: Final = MappingProxyType(
+    {
+        ".css": "text/css; charset=utf-8",
+        ".html": "text/html; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".svg": "image/svg+xml",
+    },
+)
 
 
 def page_routes(services: Services) -> Blueprint:

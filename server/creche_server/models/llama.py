@@ -28,7 +28,7 @@ _PROMPT_CACHE: Final = 128  # MiB of prompts already read; llama.cpp's default i
 _LEAST_ROOM: Final = 256  # tokens of context that a prompt must leave for the answer
 
 # `return_progress` calls back while the prompt is being read, too, so that can be stopped as well.
-_STREAMED: Final = {
+_STREAMED: Final = {  # creche: shared only read; JSON's encoder takes no proxies
     "stream": True,
     "return_progress": True,
     "stream_options": {"include_usage": True},
@@ -229,8 +229,8 @@ def _sleeping_threads() -> Iterator[None]:
     if name in os.environ:
         yield
         return
-    os.environ[name] = "passive"
+    os.environ[name] = "passive"  # creche: shared OpenMP reads it nowhere else, and only on load
     try:
         yield
     finally:
-        del os.environ[name]
+        del os.environ[name]  # creche: shared it is put back as it was

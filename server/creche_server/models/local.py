@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
@@ -37,12 +38,14 @@ _LONGEST_NAME: Final = 32  # tokens of a tool's name
 _LIKELIEST: Final = 1000  # tokens that a choice looks at, of some 49,000
 # Always the likeliest word, since of this model's others few make sense; but DRY keeps it from
 # saying the same again and again.
-_SAMPLING: Final = {
-    "temperature": 0.0,
-    "dry_multiplier": 0.8,
-    "dry_base": 1.75,
-    "dry_allowed_length": 3,
-}
+_SAMPLING: Final = MappingProxyType(
+    {
+        "temperature": 0.0,
+        "dry_multiplier": 0.8,
+        "dry_base": 1.75,
+        "dry_allowed_length": 3,
+    },
+)
 _CHARACTERS: Final = 3  # a token has four in English, fewer in other tongues
 _ATTEMPTS: Final = 8
 _MOST_TOOL_SETS: Final = 8

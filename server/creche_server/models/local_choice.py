@@ -25,7 +25,7 @@ _Examples = dict[str, tuple[tuple[str, dict[str, Any]], ...]]
 
 # What people say when they need a tool of this name, and its arguments then. A tool that is not
 # here is introduced by its description alone, and is used less reliably.
-_EXAMPLES: Final[_Examples] = {
+_EXAMPLES: Final[_Examples] = {  # creche: shared only read; JSON's encoder takes no proxies
     "calculator": (
         ("What is 8 * 6?", {"expression": "8 * 6"}),
         ("How much is 15 plus 4.5", {"expression": "15 + 4.5"}),
@@ -47,7 +47,7 @@ _EXAMPLES: Final[_Examples] = {
     ),
 }
 # More of them that show only the arguments: a choice does not get better by them, but slower.
-_MORE_ARGUMENTS: Final[_Examples] = {
+_MORE_ARGUMENTS: Final[_Examples] = {  # creche: shared only read; JSON's encoder takes no proxies
     "calculator": (
         ("what's (9 - 5) * 3?", {"expression": "(9 - 5) * 3"}),
         ("Compute 750 - 180", {"expression": "750 - 180"}),

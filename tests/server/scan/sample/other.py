@@ -1,0 +1,8 @@
+"""What `writes` imports."""
+
+
+class Other:
+    name = ""
+
+
+current = Other
