@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
@@ -46,11 +46,11 @@ def scan(paths: Sequence[Path], output: Format, *, report: bool) -> int:
     result = scan_sources(files)
     figures = figures_of(result) if report else None
     if output == "json":
-        _write(as_json(result, figures))
+        _write([as_json(result, figures)])
     elif output == "sarif":
-        _write(as_sarif(result, version("creche"), figures))
+        _write([as_sarif(result, version("creche"), figures)])
     elif output == "github":
-        _write(as_github(result, figures))
+        _write([as_github(result, figures)])
     else:
         _print(as_text(result, figures))
     return EXIT_FOUND if result.findings else EXIT_CLEAN
@@ -91,15 +91,15 @@ def _refuse(message: str) -> int:
 
 def _print(pieces: Iterator[Piece]) -> None:
     if not sys.stdout.isatty():
-        _write("".join(text for _, text in pieces))
+        _write(text for _, text in pieces)
         return
     console = Console(soft_wrap=True, highlight=False)
     console.print(Text.assemble(*((text, style) for style, text in pieces)), end="")
 
 
-def _write(text: str) -> None:
+def _write(texts: Iterable[str]) -> None:
     try:
-        sys.stdout.write(text)
+        sys.stdout.writelines(texts)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough; Python flushes once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -111,7 +111,7 @@ def test_the_report_is_in_what_programs_read(
 
 def test_a_reader_that_leaves_is_no_crash(project: Path) -> None:
     """`creche scan ... | head -1`, with more to say than a pipe holds."""
-    (project / "long.py").write_text(f"A = {{}}  # {'x' * 8_000_000}\n")
+    (project / "long.py").write_text("".join(f"A{n} = {{}}\n" for n in range(3000)))
     with subprocess.Popen(
         [*COMMAND, "scan", "long.py"],
         cwd=project,
