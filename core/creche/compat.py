@@ -44,6 +44,7 @@ __all__ = [
     "ToolExecutorFactory",
     "WebSocketConnectionPool",
     "WebSocketEventEmitter",
+    "WebSocketSecurityAudit",
     "open_infrastructure",
 ]
 
@@ -321,6 +322,33 @@ class WebSocketEventEmitter:
     ) -> None:
         await self._stack.__aexit__(kind, error, traceback)
         await self._sent.up_to_the_end()  # the terminal event came with the log's own end
+
+
+class WebSocketSecurityAudit:
+    """Noted refused access. Here each note is a record of the chain it is given."""
+
+    def __init__(self, audit: creche.SecurityAudit) -> None:
+        _warn("WebSocketSecurityAudit", "await audit.record(kind, user=..., resource=..., ...)")
+        self._audit = audit
+
+    async def log_violation(
+        self,
+        context: creche.UserExecutionContext,
+        kind: creche.AuditKind,
+        *,
+        resource: str,
+        operation: str,
+        claimed_owner: str | None = None,
+    ) -> None:
+        """See `creche.SecurityAudit.record`. Raises AuditUnavailableError."""
+        await self._audit.record(
+            kind,
+            user=context.user_id,
+            claimed_owner=claimed_owner,
+            resource=resource,
+            operation=operation,
+            correlation_id=context.correlation_id,
+        )
 
 
 class AgentWebSocketBridge:

@@ -210,6 +210,14 @@ async def by_pool(ctx: UserExecutionContext, said: str) -> object:
     return frames
 
 
+async def by_audit(ctx: UserExecutionContext, said: str) -> object:
+    async with creche.open_audit(creche.MemorySink()) as audit:
+        door = compat.WebSocketSecurityAudit(audit)
+        await door.log_violation(ctx, "run_mismatch", resource=said, operation="cancel")
+        (record,) = await audit.find(creche.AuditQuery(user=ctx.user_id))
+        return record
+
+
 # (the older name, what uses it, what its warning must say to write)
 DOORS: list[tuple[str, Use, str]] = [
     ("AgentRegistry", by_instance_factory, "creche.AgentClassRegistry()"),
@@ -221,6 +229,7 @@ DOORS: list[tuple[str, Use, str]] = [
     ("RequestScopedToolDispatcher", by_scoped_dispatcher, "create_scoped_dispatcher_context"),
     ("ToolExecutorFactory", by_factory, "create_scoped_dispatcher_context(context)"),
     ("WebSocketEventEmitter", by_emitter, "await run.emit.text(...)"),
+    ("WebSocketSecurityAudit", by_audit, "await audit.record(kind"),
     ("AgentWebSocketBridge", by_bridge, "await supervisor.start(context, agent, input)"),
     ("WebSocketConnectionPool", by_pool, "supervisor.open_events(user_id, thread_id)"),
 ]
