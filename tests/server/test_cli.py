@@ -107,7 +107,8 @@ def command_line(
     yield CommandLine(capsys)
     root.handlers[:] = handlers
     root.setLevel(level)
-    sys.modules.pop("mine", None)
+    for name in ("mine", "below"):
+        sys.modules.pop(name, None)
 
 
 def told(result: subprocess.CompletedProcess[bytes]) -> str:
@@ -212,9 +213,9 @@ class TestServe:
             ([], "prot = 1\n", {}, "prot"),
             ([], "port = 'x'\n", {}, "port"),
             ([], "port = \n", {}, "creche.toml"),
-            ([], "", {"CRECHE_PORT": "many"}, "port"),
-            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "log_level"),
-            ([], "", {"CRECHE_ORIGINS": "http://x"}, "origins"),
+            ([], "", {"CRECHE_PORT": "many"}, "CRECHE_PORT"),
+            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "CRECHE_LOG_LEVEL"),
+            ([], "", {"CRECHE_ORIGINS": "chat.example.com"}, "CRECHE_ORIGINS"),
         ],
     )
     def test_with_a_configuration_that_is_wrong_says_where(
@@ -237,6 +238,174 @@ class TestServe:
         assert word in line
 
     @pytest.mark.parametrize(
+        ("arguments", "file", "env", "sentence"),
+        [
+            ([], "prot = 1", {}, "creche.toml: there is no setting 'prot' (did you mean port?)"),
+            ([], "zzz = 1", {}, "creche.toml: there is no setting 'zzz'"),
+            ([], "port = 'x'", {}, "creche.toml: port: 'x': input should be a valid integer"),
+            ([], "", {"CRECHE_PORT": "many"}, "CRECHE_PORT: 'many': input should be"),
+            ([], "port = 'x'", {"creche_port": "many"}, "CRECHE_PORT: 'many': input should be"),
+            (["--port", "99999"], "", {"CRECHE_PORT": "1"}, "--port: '99999': input should be"),
+            (
+                [],
+                "",
+                {"CRECHE_ORIGINS": "https://a.example/x"},
+                "CRECHE_ORIGINS: 'https://a.example/x': 'https://a.example/x' is no origin",
+            ),
+        ],
+        ids=repr,
+    )
+    def test_a_setting_that_is_wrong_is_named_with_its_source_and_value(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        file: str,
+        env: dict[str, str],
+        sentence: str,
+    ) -> None:
+        Path("creche.toml").write_text(file)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        code, said = command_line("serve", *arguments)
+        assert code == 2
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: {sentence}")
+
+    def test_a_configuration_file_that_is_no_text_is_told_of(
+        self,
+        command_line: CommandLine,
+    ) -> None:
+        Path("creche.toml").write_bytes(b"user = '\xff'")
+        code, said = command_line("serve")
+        assert code == 2
+        assert said.startswith("creche: creche.toml: ")
+        assert len(said.splitlines()) == 1
+
+    def test_a_name_in_the_environment_that_is_no_setting_is_warned_of(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("CRECHE_PROT", "8001")
+        _, said = command_line("serve", "--model", "oracle")
+        warning, _ = said.splitlines()
+        assert warning == (
+            "creche: CRECHE_PROT in the environment is no setting (did you mean CRECHE_PORT?)"
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["--database", "sqlite://"], "SQLite needs a file: use sqlite:///PATH"),
+            (["--database", "sqlite:///:memory:"], "SQLite needs a file: use sqlite:///PATH"),
+            (
+                ["--database", "mysql://u:secret-word@h/d"],
+                "mysql is not supported: use sqlite:///PATH or postgresql://USER@HOST/NAME",
+            ),
+            (
+                ["--database", "nonsense"],
+                "the database URL cannot be read: use sqlite:///PATH or postgresql://USER@HOST/NAME",
+            ),
+            (["--database", "sqlite:///a-file/x.db"], "a-file: File exists"),
+            (["--data", "a-file"], "--data: {here}/a-file is a file"),
+            (["--data", "a-file/below"], "--data: {here}/a-file/below cannot be made: Not a dire"),
+            (["--host", "nowhere.invalid"], "--host: 'nowhere.invalid' cannot be found"),
+            (["--host", "192.0.2.1"], "--host: 192.0.2.1 is no address of this machine"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_what_it_cannot_use_is_named(
+        self,
+        command_line: CommandLine,
+        arguments: list[str],
+        sentence: str,
+    ) -> None:
+        Path("a-file").touch()
+        code, said = command_line("serve", "--model", "scripted", "--port", "0", *arguments)
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: {sentence}".replace("{here}", str(Path.cwd())))
+        assert not Path("creche.db").exists()
+
+    @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://x", "http://x:port/v1"])
+    def test_an_endpoint_that_is_none_is_refused_at_the_start(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+        url: str,
+    ) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        code, said = command_line("serve", "--model", "openai:x", "--port", "0")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: OPENAI_BASE_URL: {url!r} is no address")
+
+    @pytest.mark.parametrize(
+        ("module", "headline", "shown"),
+        [
+            ("x = 1\nclass :", "SyntaxError: invalid syntax (mine.py line 2)", "class :"),
+            ("\n1/0", "ZeroDivisionError: division by zero (mine.py line 2)", "1/0"),
+            (
+                "import nowhere",
+                "ModuleNotFoundError: No module named 'nowhere' (mine.py line 1)",
+                "",
+            ),
+            (
+                "from os import nope",
+                "ImportError: cannot import name 'nope'",
+                "from os import nope",
+            ),
+            ("import sys; sys.exit('no')", "SystemExit: no (mine.py line 1)", "sys.exit"),
+            ("import below", "ZeroDivisionError: division by zero (mine.py line 1)", "1/0 # here"),
+        ],
+    )
+    def test_a_module_that_cannot_be_imported_is_shown_from_its_own_first_line_on(
+        self,
+        command_line: CommandLine,
+        module: str,
+        headline: str,
+        shown: str,
+    ) -> None:
+        Path("mine.py").write_text(f"{module}\n")
+        Path("below.py").write_text("1/0 # here\n")
+        code, said = command_line("serve", "mine:agents", "--model", "scripted", "--port", "0")
+        assert code == 1
+        first, *rest = said.splitlines()
+        assert first.startswith(f"creche: cannot import mine: {headline}")
+        assert shown in "\n".join(rest)
+        assert "importlib" not in said
+        assert "creche_server" not in said
+
+    @pytest.mark.parametrize(
+        ("agents", "sentence"),
+        [
+            ("{}", "there is no agent in it"),
+            ("7", "'agents' must be a mapping of names to agent classes"),
+            ("{1: Fine}", "an agent's name must be a word, and 1 is none"),
+            ("{'a': 1}", "agent 'a' must be a class"),
+            ("Needy", "agent 'needy': Needy.__init__ needs arguments"),
+            ("Blind", "agent 'blind': Blind.run must take the run"),
+        ],
+    )
+    def test_what_holds_no_agent_is_refused_in_a_sentence(
+        self,
+        command_line: CommandLine,
+        agents: str,
+        sentence: str,
+    ) -> None:
+        Path("mine.py").write_text(
+            "class Fine:\n async def run(self, run): ...\n"
+            "class Needy(Fine):\n def __init__(self, key): ...\n"
+            "class Blind:\n async def run(self): ...\n"
+            f"agents = {agents}\n",
+        )
+        code, said = command_line("serve", "mine:agents", "--model", "scripted", "--port", "0")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: mine:agents: {sentence}")
+
+    @pytest.mark.parametrize(
         ("arguments", "word"),
         [
             (["nowhere:agents"], "nowhere"),
@@ -245,7 +414,7 @@ class TestServe:
             (["--model", "oracle"], "oracle"),
             (["--model", "openai:"], "openai"),
             (["--database", "nonsense"], "database"),
-            (["--database", "mysql://x/y"], "database"),
+            (["--database", "mysql://x/y"], "mysql"),
             (["--database", "sqlite:////proc/nope/x.db"], "/proc"),
             (["--database", "postgresql://nobody:secret-word@127.0.0.1:1/x"], "database"),
             (["--host", "256.256.256.256"], ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import pydantic
 from cyclopts import App, Parameter
 from pydantic_settings import SettingsError
 
+from creche_server.cli.setting_errors import explain, unknown_names
 from creche_server.settings import CONFIG_FILE, Settings, load_settings
 
 app = App(
@@ -55,13 +57,16 @@ def serve(
     port
         The port to listen on (default 8000); 0 takes any that is free and prints it.
     database
-        A database URL, sqlite:///PATH or postgresql://... (default: SQLite in the data directory).
+        A database URL, sqlite:///PATH or postgresql://USER@HOST/NAME (default: SQLite in the
+        data directory).
     model
         local, scripted or openai:NAME (default local).
     """
     from creche_server.cli.serving import serve_until_signalled  # noqa: PLC0415
 
     settings = _settings(host=host, port=port, database=database, data=data, model=model)
+    for sentence in unknown_names(os.environ):
+        sys.stderr.write(f"creche: {sentence}\n")
     return serve_until_signalled(settings, agents)
 
 
@@ -119,16 +124,17 @@ async def link(*, data: Data = None) -> int:
 
 
 def _settings(**flags: object) -> Settings:
+    """The settings, or the end of the process with a sentence for each that is wrong."""
     try:
         return load_settings(**flags)
     except pydantic.ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            where = ".".join(map(str, problem["loc"]))
-            sys.stderr.write(f"creche: setting {where}: {problem['msg']}\n")
-        sys.exit(2)
+        sentences = explain(error, flags, os.environ)
     except SettingsError as error:
-        sys.stderr.write(f"creche: {error}\n")
-        sys.exit(2)
-    except tomllib.TOMLDecodeError as error:
-        sys.stderr.write(f"creche: {CONFIG_FILE}: {error}\n")
-        sys.exit(2)
+        sentences = [str(error)]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        sentences = [f"{CONFIG_FILE}: {error}"]
+    except OSError as error:
+        sentences = [f"{CONFIG_FILE}: {error.strerror}"]
+    for sentence in sentences:
+        sys.stderr.write(f"creche: {sentence}\n")
+    sys.exit(2)

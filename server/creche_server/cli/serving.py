@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import errno
 import gc
-import importlib
-import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final
 
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
 from creche import AgentClassRegistry, CrecheError, leaves
+from creche_server.cli.loading import AgentsNotFoundError, load_agents
 from creche_server.data_directory import DataDirectoryError
+from creche_server.database import DatabaseUrlError
 from creche_server.models import UnknownModelError
 from creche_server.serve import Listening, Stop, serve
 from creche_server.settings import Settings
@@ -32,13 +32,10 @@ _log: Final = logging.getLogger("creche.serve")
 _GC_THRESHOLDS: Final = (10_000, 50, 100)
 
 
-class AgentsNotFoundError(Exception):
-    """What was said to hold agents does not."""
-
-
 _EXPLAIN_THEMSELVES: Final = (
     AgentsNotFoundError,
     DataDirectoryError,
+    DatabaseUrlError,
     CrecheError,
     OSError,
     UnknownModelError,
@@ -70,9 +67,24 @@ def _explained(error: BaseException, settings: Settings) -> str | None:
         return f"the database cannot be used: {reason}"
     if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
         return "PostgreSQL needs its driver: pip install 'creche[postgres]'"
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return f"port {settings.port} is taken; choose another with --port"
+    if isinstance(error, socket.gaierror):
+        return f"--host: {settings.host!r} cannot be found: {error.strerror}"
+    if isinstance(error, OSError) and error.filename is None:
+        return _explained_listening(error, settings)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error) if isinstance(error, _EXPLAIN_THEMSELVES) else None
+
+
+def _explained_listening(error: OSError, settings: Settings) -> str:
+    """What the system said to the address, which it does not repeat."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {settings.port} is taken; choose another with --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host: {settings.host} is no address of this machine"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"port {settings.port} is not for ordinary users; choose another with --port"
+    return f"{settings.host} port {settings.port}: {error.strerror or error}"
 
 
 async def _serve(settings: Settings, registry: AgentClassRegistry | None) -> None:
@@ -124,40 +136,3 @@ def _announce(listening: Listening) -> None:
     sys.stdout.write(f"creche: listening on {listening.url}\n")
     sys.stdout.write(f"creche: open {listening.page_link}\n")
     sys.stdout.flush()
-
-
-def load_agents(spec: str) -> AgentClassRegistry:
-    """The agents at MODULE:NAME, looked for from the working directory on.
-
-    Raises AgentsNotFoundError, which says what to write.
-    """
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        msg = f"{spec!r} is not MODULE:NAME, such as myapp:agents"
-        raise AgentsNotFoundError(msg)
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109  the path is for the import system
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name.partition(".")[0] and error.name != module_name:
-            raise
-        msg = f"there is no module {module_name!r} here ({os.getcwd()})"  # noqa: PTH109
-        raise AgentsNotFoundError(msg) from error
-    found: Any = getattr(module, attribute, None)
-    try:
-        return _registry(attribute, found)
-    except (TypeError, ValueError) as error:
-        msg = f"{spec}: {error}"
-        raise AgentsNotFoundError(msg) from error
-
-
-def _registry(attribute: str, found: Any) -> AgentClassRegistry:
-    if isinstance(found, AgentClassRegistry):
-        return found
-    if isinstance(found, Mapping):
-        return AgentClassRegistry(cast("Mapping[str, Any]", found))
-    if inspect.isclass(found):
-        agent_class: Any = found  # the registry says whether it is one
-        return AgentClassRegistry({found.__name__.lower(): agent_class})
-    msg = f"{attribute!r} must be a mapping of names to agent classes, a registry or a class"
-    raise TypeError(msg)

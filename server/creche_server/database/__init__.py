@@ -1,6 +1,6 @@
 """Threads, messages, runs and event logs in SQLite or PostgreSQL, through SQLAlchemy."""
 
-from creche_server.database.connection import open_database
+from creche_server.database.connection import DatabaseUrlError, open_database
 from creche_server.database.store import SqlStore
 
-__all__ = ["SqlStore", "open_database"]
+__all__ = ["DatabaseUrlError", "SqlStore", "open_database"]
