@@ -113,9 +113,11 @@ class ExecutionEngine:
             # committed, so it gets its terminal event.
             outcome = self._decide(finish)
             self._emitter.close_open()
-            seq = self._say_the_end(outcome, self._usage(finish.usage))
+            usage = self._usage(finish.usage)
+            seq = self._say_the_end(outcome, usage)
             await self._commit_the_end(seq)
             run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
+            self._log_end(outcome, usage, dispatcher._calls)  # noqa: SLF001  not an agent's to set
         return outcome
 
     async def _replay_the_end(
@@ -128,6 +130,7 @@ class ExecutionEngine:
         run.first_seq = self._journal.last_seq + 1
         self._emitter.begin(asked, run_record(run, outcome.status, outcome=outcome))
         await self._commit_the_end(self._say_the_end(outcome))
+        self._log_end(outcome)
         return outcome
 
     def _check_unspent(self) -> None:
@@ -188,6 +191,8 @@ class ExecutionEngine:
         run = self._run
         if finish.deadline_passed:
             run.reason = "deadline"
+            timeout = self._limits.run_timeout
+            _log.warning("a run took longer than %g s", timeout, extra=self._identity)
             run._note_cancel(run._scope.deadline)  # noqa: SLF001
         if finish.failure is not None:
             self._log_failure(finish.failure)
@@ -266,6 +271,26 @@ class ExecutionEngine:
             "run_id": context.run_id,
             "correlation_id": context.correlation_id,
         }
+
+    def _log_end(
+        self,
+        outcome: RunOutcome,
+        usage: tuple[events.TokenUsage, ...] | None = None,
+        tools: int = 0,
+    ) -> None:
+        """One line for each run, so that who watches the log sees the work."""
+        status, reason = outcome.status, outcome.receipt.reason
+        _log.info(
+            "a run ended",
+            extra={
+                "agent": self._run.agent,
+                "status": status if reason in {status, "user"} else f"{status} ({reason})",
+                "ms": outcome.receipt.run_ms,
+                "tokens": sum((each.output_tokens or 0) for each in usage or ()),
+                "tools": tools,
+                **self._identity,
+            },
+        )
 
     def _log_failure(self, failure: BaseException) -> None:
         told = _told(failure)

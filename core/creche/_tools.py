@@ -187,6 +187,7 @@ class ToolDispatcher:
         self._threads = trio.CapacityLimiter(limits.tool_threads)
         self.stopped: list[str] = []  # names of tools that the run's end interrupted
         self.abandoned: list[str] = []  # names of tools whose threads would not stop
+        self._calls = 0  # for the line that is logged at the run's end
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
@@ -207,6 +208,7 @@ class ToolDispatcher:
         unknown tool, wrong arguments, the tool's own error, its deadline) is a result that says
         so in words that a model can act on.
         """
+        self._calls += 1
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
         await self._emitter.emit(
@@ -255,6 +257,12 @@ class ToolDispatcher:
             except BaseException as error:  # noqa: BLE001
                 return self._failed(call_id, name, error)
         self.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
+        _log.warning(
+            "tool %s took longer than %g s and was stopped",
+            name,
+            self._limits.tool_timeout,
+            extra={**_identity(self._context), "tool_call_id": call_id},
+        )
         return _failure(
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
@@ -267,10 +275,13 @@ class ToolDispatcher:
             if fault is not None:
                 _log.warning("tool %s failed while it was stopped", name, exc_info=fault)
             raise passing or error
-        _log.warning(
+        # A RunError is an answer in words, which are the user's; any other needs its traceback.
+        told = any(isinstance(leaf, RunError) for leaf in leaves(fault))
+        _log.log(
+            logging.INFO if told else logging.WARNING,
             "tool %s failed",
             name,
-            exc_info=fault,
+            exc_info=None if told else fault,
             extra={**_identity(self._context), "tool_call_id": call_id},
         )
         for leaf in leaves(fault):
