@@ -82,6 +82,7 @@ async def serve_chat(
             with sockets.held(user_id):
                 await ChatClient(socket, outbox, services, user_id, thread_id).serve()
         except RefusedError as refusal:
+            _log.info("refused a WebSocket from %s: %s", _peer_of(stream), refusal.message)
             await _close(socket, refusal.code, refusal.message)
         nursery.cancel_scope.cancel()
 
@@ -356,6 +357,13 @@ def start_of(journal: Journal, command: Subscribe) -> tuple[int, bool]:
     if command.since and (stale or command.since > journal.last_seq):
         return 0, True
     return command.since, False
+
+
+def _peer_of(stream: trio.SocketStream) -> str:
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:  # it is gone already
+        return "nobody any more"
 
 
 async def _close(socket: WebSocketConnection, code: int, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -30,6 +31,7 @@ _log: Final = logging.getLogger("creche.serve")
 # Events are many, small and acyclic: frequent full collections double the cost of a thousand
 # connections, and rare ones pause for too long (measured; benchmarks/stream.py).
 _GC_THRESHOLDS: Final = (10_000, 50, 100)
+_NOTICED: Final = 0.3  # seconds after which somebody wonders whether their ^C was heard
 
 
 _EXPLAIN_THEMSELVES: Final = (
@@ -43,7 +45,7 @@ _EXPLAIN_THEMSELVES: Final = (
 
 
 def serve_until_signalled(settings: Settings, agents: str | None) -> int:
-    """Serve until SIGINT or SIGTERM. Returns the exit code: 0, or 1 with a word about why."""
+    """Serve until SIGINT, SIGTERM or SIGHUP. Returns an exit code: 0, or 1 with words."""
     configure_logging(settings.log_level, sys.stderr)
     try:
         registry = load_agents(agents) if agents is not None else None
@@ -57,7 +59,14 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
             raise
         sys.stderr.write(f"creche: {sentence}\n")
         return 1
+    _say("creche: stopped\n")
     return 0
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):  # after a SIGHUP there may be nobody to tell
+        sys.stdout.write(words)
+        sys.stdout.flush()
 
 
 def _explained(error: BaseException, settings: Settings) -> str | None:
@@ -66,7 +75,7 @@ def _explained(error: BaseException, settings: Settings) -> str | None:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
         return f"the database cannot be used: {reason}"
     if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
-        return "PostgreSQL needs its driver: pip install 'creche[postgres]'"
+        return "PostgreSQL needs its driver: pip install 'psycopg[binary]'"
     if isinstance(error, socket.gaierror):
         return f"--host: {settings.host!r} cannot be found: {error.strerror}"
     if isinstance(error, OSError) and error.filename is None:
@@ -101,15 +110,26 @@ async def _heed_signals(
     *,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            if stop.soon.is_set():
-                stop.now.set()
-                continue
-            _log.info("%s: shutting down", signal.Signals(number).name)
-            _exit_when_overdue(shutdown_timeout)
-            stop.soon.set()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what `nohup` asks for
+        numbers.append(signal.SIGHUP)
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(*numbers) as signals:
+            task_status.started()
+            async for number in signals:
+                if stop.soon.is_set():
+                    stop.now.set()
+                    continue
+                _log.info("%s: shutting down", signal.Signals(number).name)
+                _exit_when_overdue(shutdown_timeout)
+                stop.soon.set()
+                if number == signal.SIGINT and sys.stderr.isatty():
+                    nursery.start_soon(_tell_of_the_short_way)
+
+
+async def _tell_of_the_short_way() -> None:
+    await trio.sleep(_NOTICED)
+    sys.stderr.write("creche: ^C again to stop now\n")
 
 
 def _exit_when_overdue(seconds: float) -> None:
@@ -133,6 +153,4 @@ def _announce(listening: Listening) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
-    sys.stdout.write(f"creche: listening on {listening.url}\n")
-    sys.stdout.write(f"creche: open {listening.page_link}\n")
-    sys.stdout.flush()
+    _say(f"creche: listening on {listening.url}\ncreche: open {listening.page_link}\n")

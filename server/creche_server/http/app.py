@@ -6,7 +6,7 @@ import logging
 from typing import Any, Final
 
 from pydantic import ValidationError
-from quart import Response, jsonify
+from quart import Response, jsonify, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -62,6 +62,7 @@ def make_app(services: Services) -> QuartTrio:
 
     @app.errorhandler(NotAuthenticatedError)
     async def not_authenticated(error: NotAuthenticatedError) -> Any:
+        _log.info("refused a login from %s: %s", request.remote_addr, error)
         answer = jsonify(error="unauthenticated", message=str(error))
         answer.headers["WWW-Authenticate"] = "Bearer"
         return answer, 401
