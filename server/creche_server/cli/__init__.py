@@ -1,4 +1,4 @@
-"""The command `creche`: serve, chat, token, link."""
+"""The command `creche`: serve, chat, threads, token, link."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from pydantic_settings import SettingsError
 
 from creche_server.cli.setting_errors import explain, unknown_names
@@ -72,10 +72,9 @@ def serve(
 
 @app.command
 def chat(
-    question: str | None = None,
-    /,
-    *,
+    *question: str,
     thread: str | None = None,
+    last: Annotated[bool, Parameter(negative="")] = False,
     agent: str | None = None,
     user: str | None = None,
     data: Data = None,
@@ -85,9 +84,11 @@ def chat(
     Parameters
     ----------
     question
-        What to ask, on a new thread unless --thread says which.
+        What to ask, on a new thread unless --thread or --last says which.
     thread
         The thread to go on with; its history is shown first.
+    last
+        Go on with the latest thread.
     agent
         Whom to ask (default: the first agent that the server has).
     user
@@ -96,7 +97,32 @@ def chat(
     from creche_server.cli.chat import chat as start_chat  # noqa: PLC0415
 
     settings = _settings(data=data)
-    return start_chat(settings.data, question, thread=thread, agent=agent, user=user)
+    words = " ".join(question) if question else None
+    return start_chat(settings.data, words, thread=thread, last=last, agent=agent, user=user)
+
+
+@app.command
+def threads(
+    *,
+    user: str | None = None,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 50,
+    format: Literal["text", "json"] = "text",  # noqa: A002  the flag's name
+    data: Data = None,
+) -> int:
+    """List threads, the latest first: id, when it changed, how many runs, title.
+
+    Parameters
+    ----------
+    user
+        Whose (default: the user that the server's own link is for).
+    limit
+        How many at most.
+    format
+        text or json.
+    """
+    from creche_server.cli.threads import print_threads  # noqa: PLC0415
+
+    return print_threads(_settings(data=data).data, user=user, limit=limit, form=format)
 
 
 @app.command
@@ -108,7 +134,7 @@ def token(*, user: str, days: float = 30.0, data: Data = None) -> int:
     user
         The user's id.
     days
-        How long the token is good for.
+        How long the token is good for, at most 3650.
     """
     from creche_server.cli.access import print_token  # noqa: PLC0415
 
