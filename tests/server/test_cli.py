@@ -30,8 +30,11 @@ from tests.server.processes import (
 from tests.server.running import Server, open_server, settings_for
 
 from creche_server.cli import endings
+from creche_server.cli.api import Api
 from creche_server.cli.app import app
 from creche_server.cli.client import open_client
+from creche_server.cli.conversation import Conversation
+from creche_server.cli.screen import Screen
 from creche_server.serve import Listening, Stop
 
 AGENTS = '''
@@ -847,6 +850,9 @@ class TestChat:
             result = await run_creche(*arguments, cwd=tmp_path)
             assert result.returncode == 0
             assert result.stdout.endswith(b"tok10099 \ntok0 \n")
+            api = Api(server.url, server.token("local"))
+            conversation = Conversation(api, Screen(), thread_id="t", agent="assistant")
+            assert (await conversation._end_of_the_log())["since"] > 10_100
             async with open_client(server.url, "t", server.token("local")) as client:
                 with trio.fail_after(20):
                     await client.ask("subscription.subscribe", {"since": 0})

@@ -23,16 +23,18 @@ def printable(text: str) -> str:
 
 
 class Screen:
-    """The answer's words go to stdout; everything about them goes there, too, if that is a
+    """What is printed, and where to.
+
+    The answer's words go to stdout; everything about them goes there, too, if that is a
     terminal, and to stderr otherwise.
-    """  # noqa: D205
+    """
 
     def __init__(self) -> None:
-        self._out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._out = Console(soft_wrap=True, highlight=False)
         self._aside = (
             self._out
             if self._out.is_terminal
-            else Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+            else Console(stderr=True, soft_wrap=True, highlight=False)
         )
 
     def waiting(self, words: str) -> Status:
