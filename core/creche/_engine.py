@@ -172,6 +172,7 @@ class ExecutionEngine:
                 seq = self._say_the_end(outcome, usage)
                 await self._commit_the_end(seq)
                 run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
+                self._log_end(outcome)
         return outcome
 
     async def _replay_the_end(
@@ -184,6 +185,7 @@ class ExecutionEngine:
         run.first_seq = self._journal.last_seq + 1
         self._emitter.begin(asked, run_record(run, outcome.status, outcome=outcome))
         await self._commit_the_end(self._say_the_end(outcome))
+        self._log_end(outcome)
         return outcome
 
     def _check_unspent(self) -> None:
@@ -259,6 +261,8 @@ class ExecutionEngine:
         run = self._run
         if finish.deadline_passed:
             run.reason = "deadline"
+            timeout = self._limits.run_timeout
+            _log.warning("a run took longer than %g s", timeout, extra=dict(identity(run.context)))
             run._note_cancel(run._scope.deadline)  # noqa: SLF001
         if finish.failure is not None:
             log_failure(_log, "a run", finish.failure, run.context)
@@ -358,6 +362,22 @@ class ExecutionEngine:
                 for model, (inputs, outputs) in totals.items()
             )
             or None
+        )
+
+    def _log_end(self, outcome: RunOutcome) -> None:
+        """One line for each run, so that who watches the log sees the work."""
+        status, reason = outcome.status, outcome.receipt.reason
+        spent = outcome.statistics
+        _log.info(
+            "a run ended",
+            extra={
+                "agent": self._run.agent,
+                "status": status if reason in {status, "user"} else f"{status} ({reason})",
+                "ms": outcome.receipt.run_ms,
+                "tokens": spent.output_tokens,
+                "tools": spent.tool_calls,
+                **identity(self._run.context),
+            },
         )
 
 

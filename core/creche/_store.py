@@ -31,6 +31,7 @@ class ThreadRecord:
     last_seq: int  # of its event log, 0 when empty
     created_at: datetime
     updated_at: datetime
+    runs: int = 0  # how many it has, however they stand
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +190,11 @@ class _Thread:
     runs: dict[RunId, RunRecord] = dataclasses.field(default_factory=dict[RunId, RunRecord])
     chunks: list[Chunk] = dataclasses.field(default_factory=list[Chunk])
 
+    @property
+    def counted(self) -> ThreadRecord:
+        """The record as readers see it."""
+        return dataclasses.replace(self.record, runs=len(self.runs))
+
 
 class MemoryStore:
     """A store that lasts as long as the process and grows with what it is given.
@@ -252,7 +258,7 @@ class MemoryStore:
 
     async def thread(self, user_id: UserId, thread_id: ThreadId) -> ThreadRecord | None:
         thread = self._threads.get((user_id, thread_id))
-        return thread.record if thread else None
+        return thread.counted if thread else None
 
     async def threads(
         self,
@@ -261,7 +267,7 @@ class MemoryStore:
         limit: int = 100,
         offset: int = 0,
     ) -> list[ThreadRecord]:
-        owned = [thread.record for (owner, _), thread in self._threads.items() if owner == user_id]
+        owned = [thread.counted for (owner, _), thread in self._threads.items() if owner == user_id]
         owned.sort(key=lambda record: (record.updated_at, record.thread_id), reverse=True)
         return owned[offset : offset + limit]
 

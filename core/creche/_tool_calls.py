@@ -14,8 +14,10 @@ import trio
 
 from creche._approval import ApprovalRequest, Approver, ask
 from creche._arguments import ArgumentsError, canonical_json, parse_arguments
-from creche._barrier import split
+from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
+from creche._errors import RunError
+from creche._failures import identity
 from creche._limits import Limits
 from creche._quotas import ToolShare
 from creche._redaction import redact_text
@@ -152,6 +154,12 @@ class ToolCalls:
             except BaseException as error:  # noqa: BLE001
                 return self._failed(call_id, name, error)
         self.tally.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
+        _log.warning(
+            "tool %s took longer than %g s and was stopped",
+            name,
+            self._limits.tool_timeout,
+            extra={**identity(self._context), "tool_call_id": call_id},
+        )
         return failure(
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
@@ -192,11 +200,14 @@ class ToolCalls:
             if fault is not None:
                 _log.warning("tool %s failed while it was stopped", name, exc_info=fault)
             raise passing or error
-        _log.warning(
+        # A RunError is an answer in words, which are the user's; any other needs its traceback.
+        told = any(isinstance(leaf, RunError) for leaf in leaves(fault))
+        _log.log(
+            logging.INFO if told else logging.WARNING,
             "tool %s failed",
             name,
-            exc_info=fault,
-            extra={**_identity(self._context), "tool_call_id": call_id},
+            exc_info=None if told else fault,
+            extra={**identity(self._context), "tool_call_id": call_id},
         )
         # One from another process has its words from there.
         words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
@@ -211,7 +222,7 @@ def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -
         raise
     except BaseException:  # noqa: BLE001  boundary: one question to the embedder's policy
         _log.exception(
-            "a tool policy failed on %s, so it is denied", tool.name, extra=_identity(context)
+            "a tool policy failed on %s, so it is denied", tool.name, extra=identity(context)
         )
         return False
     if not isinstance(answer, bool):
@@ -219,16 +230,7 @@ def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -
             "a tool policy gave a %s for %s, not a bool, so it is denied",
             type(answer).__name__,
             tool.name,
-            extra=_identity(context),
+            extra=identity(context),
         )
         return False
     return answer
-
-
-def _identity(context: UserExecutionContext) -> dict[str, str]:
-    return {
-        "user_id": context.user_id,
-        "thread_id": context.thread_id,
-        "run_id": context.run_id,
-        "correlation_id": context.correlation_id,
-    }

@@ -17,11 +17,13 @@ from creche._models import ModelPart, TextDelta, ToolCallRequest, ToolSpec, Usag
 
 __all__ = ["Directives", "Pacer", "ScriptedModel", "open_pacer"]
 
+_NUMBER: Final = re.compile(r"\d{1,9}(?:\.\d+)?")
+_TOOL: Final = re.compile(r"[A-Za-z_][\w.-]*")
 _SLOT: Final = 0.001  # seconds; wakes within the same slot cost one timer together
 _DEFAULT_TOKENS: Final = 20
 _DIRECTIVE: Final = re.compile(
-    r"(?<!\S)(?:(?P<key>tokens|delay_ms)=(?P<number>\d+(?:\.\d+)?)"
-    r"|tool=(?P<tool>[A-Za-z_][\w.-]*):(?P<rest>.*)"
+    r"(?<!\S)(?:(?P<key>tokens|delay_ms)=(?P<number>\S*)"
+    r"|tool=(?P<tool>[^\s:]*)(?P<rest>.*)"
     r"|fail=(?P<message>.*)"
     r"|(?P<hang>hang)(?!\S))",
     re.DOTALL,
@@ -71,7 +73,11 @@ async def open_pacer() -> AsyncIterator[Pacer]:
 
 
 class Directives:
-    """What the last user message tells the scripted model to do."""
+    """What the last user message tells the scripted model to do.
+
+    Raises ModelError for a directive that says nothing: a test that relies on it would else
+    pass for another reason.
+    """
 
     def __init__(self, text: str) -> None:
         self.tokens = _DEFAULT_TOKENS
@@ -83,17 +89,27 @@ class Directives:
         while match := _DIRECTIVE.search(text, position):
             position = match.end()
             if match["key"] == "tokens":
-                self.tokens = int(float(match["number"]))
+                self.tokens = int(_number(match))
             elif match["key"] == "delay_ms":
-                self.delay = float(match["number"]) / 1000
-            elif match["tool"]:
-                arguments = _json_object(match["rest"])
+                self.delay = _number(match) / 1000
+            elif match["tool"] is not None:
+                arguments = _json_object(match["rest"].removeprefix(":"))
+                if not (_TOOL.fullmatch(match["tool"]) and match["rest"][:1] == ":" and arguments):
+                    msg = f"the script's tool={match['tool']} needs a name and JSON: tool=NAME:{{}}"
+                    raise ModelError(msg)
                 self.tool = (match["tool"], arguments)
-                position = match.start("rest") + len(arguments)
+                position = match.start("rest") + 1 + len(arguments)
             elif match["hang"]:
                 self.hang = True
             else:
                 self.failure = match["message"].strip() or "the script says so"
+
+
+def _number(match: re.Match[str]) -> float:
+    if not _NUMBER.fullmatch(match["number"]):
+        msg = f"the script's {match['key']}={match['number']} needs a number, such as 20"
+        raise ModelError(msg)
+    return float(match["number"])
 
 
 def _json_object(text: str) -> str:
@@ -123,6 +139,8 @@ class ScriptedModel:
     - `fail=MESSAGE`: raise ModelError(MESSAGE) in mid-stream, after half of the deltas; it
       takes the rest of the message, so it comes last
     - `hang`: never answer
+
+    A directive that cannot be read (`tokens=many`, `tool=add` without JSON) is a ModelError.
     """
 
     name = "scripted"

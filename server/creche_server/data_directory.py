@@ -39,7 +39,7 @@ def locked(data: Path) -> Iterator[None]:
 
     Raises AlreadyServedError. The lock goes with the process, however that ends.
     """
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _made(data)
     where = read_address(data)
     at = f" on {where.url} (process {where.pid})" if where else ""
     refusal = f"another server is at work in {data}{at}; stop it, or choose another --data"
@@ -87,10 +87,22 @@ def read_address(data: Path) -> Address | None:
         return None
 
 
+def _made(data: Path) -> None:
+    """Make the directory unless it is there. Raises DataDirectoryError."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError as error:
+        msg = f"--data: {data.absolute()} is a file"
+        raise DataDirectoryError(msg) from error
+    except OSError as error:
+        msg = f"--data: {data.absolute()} cannot be made: {error.strerror}"
+        raise DataDirectoryError(msg) from error
+
+
 def load_key(data: Path) -> bytes:
     """The signing key of a data directory, made at the first call; only its owner can read it."""
     path = data / "key"
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _made(data)
     if not path.exists():
         # Written aside and then linked, so that nobody ever reads half a key.
         aside = data / f"key.{os.getpid()}"
@@ -100,7 +112,20 @@ def load_key(data: Path) -> bytes:
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
         aside.unlink()
-    key = path.read_bytes()
+    return read_key(data)
+
+
+def read_key(data: Path) -> bytes:
+    """The signing key that a server has made. Raises DataDirectoryError where there is none."""
+    path = data / "key"
+    try:
+        key = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        msg = f"there is no key in {data.absolute()}; start a server there first"
+        raise DataDirectoryError(msg) from error
+    except OSError as error:
+        msg = f"{path.absolute()} cannot be read: {error.strerror}"
+        raise DataDirectoryError(msg) from error
     if len(key) < _KEY_BYTES:
         msg = f"{path} is damaged; remove it to have a new one made (old tokens end)"
         raise DataDirectoryError(msg)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_address
 from typing import Final
 
 import trio
@@ -81,7 +82,8 @@ async def serve(
         auth = Auth(load_key(settings.data), origins=settings.origins)
         async with open_database(settings.database_url) as store, store.open_claim():
             if lost := await end_lost_runs(store):
-                _log.warning("%d runs of a server that died were ended as lost", lost)
+                runs = "1 run" if lost == 1 else f"{lost} runs"
+                _log.warning("%s of a server that died ended as lost", runs)
             tools = (calculator, clock, history_tool(store))
             async with open_models(
                 settings.model,
@@ -121,7 +123,12 @@ async def serve(
                             connections.background.start_soon(_hurry, stop, supervisor)
                             await _accept_until_stopped(services, connections, stop, announce)
                             if supervisor.count:
-                                _log.info("%d runs have %g s to finish", supervisor.count, grace)
+                                runs = (
+                                    "1 run has"
+                                    if supervisor.count == 1
+                                    else (f"{supervisor.count} runs have")
+                                )
+                                _log.info("%s %g s to finish", runs, grace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -184,9 +191,10 @@ async def _accept_until_stopped(
                 handler_nursery=connections.nursery,
             ),
         )
-        port = listeners[0].socket.getsockname()[1]
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{host}:{port}"
+        address, port = listeners[0].socket.getsockname()[:2]
+        url = local_url(settings.host, port)
+        if is_open(address):
+            _log.warning("open to the network on %s port %d, without TLS", settings.host, port)
         ticket, _ = services.auth.mint_ticket(UserId(settings.user), "page")
         agents = services.supervisor.infrastructure.registry.names()
         with address_file(settings.data, url=url, user=settings.user, agents=agents):
@@ -199,6 +207,17 @@ async def _audit_full_house(services: Services) -> None:
     """A connection is turned away. If that cannot be audited, it is turned away all the same."""
     with contextlib.suppress(AuditUnavailableError):
         await services.audit.record("limit_hit", resource="connections", operation="connect")
+
+
+def local_url(host: str, port: int) -> str:
+    """Where this machine finds the server; nobody can connect to 0.0.0.0, or ought to."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  nothing is bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_open(address: str) -> bool:
+    """Whether other machines can reach what listens on this IP address."""
+    return not ip_address(address.partition("%")[0]).is_loopback
 
 
 async def _serve_lifespan(

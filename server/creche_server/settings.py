@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -17,13 +19,15 @@ from pydantic_settings import (
 from creche import Limits, check_id
 
 CONFIG_FILE: Final = "creche.toml"
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+PREFIX: Final = "CRECHE_"  # of names in the environment
 
 
 class Settings(BaseSettings):
     """Each field is `CRECHE_FIELD` in the environment and `field` in creche.toml."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CRECHE_",
+        env_prefix=PREFIX,
         toml_file=CONFIG_FILE,
         extra="forbid",
         frozen=True,
@@ -48,10 +52,10 @@ class Settings(BaseSettings):
     user: str = Field(
         default="local", description="whom the printed link and `creche chat` speak for"
     )
-    origins: tuple[str, ...] = Field(
+    origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="origins of other pages that may connect"
     )
-    log_level: str = Field(default="info", pattern="(?i)^(debug|info|warning|error)$")
+    log_level: str = Field(default="info", description="the least that is logged")
 
     shutdown_timeout: PositiveFloat = Field(default=10.0, description="seconds from signal to exit")
     max_connections: PositiveInt = Field(default=1000, description="open at once, of all kinds")
@@ -68,6 +72,27 @@ class Settings(BaseSettings):
     @classmethod
     def _can_be_a_user(cls, value: str) -> str:
         return check_id("user_id", value)
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_a_level(cls, value: str) -> str:
+        if value.lower() not in _LOG_LEVELS:
+            msg = f"use one of {', '.join(_LOG_LEVELS)}"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("origins", mode="before")
+    @classmethod
+    def _in_a_row(cls, value: Any) -> Any:
+        """The environment has one text for all of them, with commas."""
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("origins")
+    @classmethod
+    def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(text) for text in value)
 
     @property
     def database_url(self) -> str:
@@ -96,6 +121,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         del dotenv_settings, file_secret_settings
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def _origin(text: str) -> str:
+    """Scheme, host and port, as in an Origin header (RFC 6454 §6.2). Raises ValueError."""
+    parts = urlsplit(text.lower().removesuffix("/"))
+    if not (parts.scheme and parts.netloc) or parts.path or parts.query or parts.fragment:
+        msg = f"{text!r} is no origin; write it as https://chat.example.com"
+        raise ValueError(msg)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def load_settings(**flags: Any) -> Settings:

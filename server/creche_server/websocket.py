@@ -85,6 +85,7 @@ async def serve_chat(
                 services.lookups.ask("thread", thread_id, user_id, "connect")
                 await ChatClient(socket, outbox, services, user_id, thread_id).serve()
         except RefusedError as refusal:
+            _log.info("refused a WebSocket from %s: %s", _peer_of(stream), refusal.message)
             told = await audited(refusal, services.audit)
             await _close(socket, told.code, told.message)
         nursery.cancel_scope.cancel()
@@ -369,6 +370,13 @@ def start_of(journal: Journal, command: Subscribe) -> tuple[int, bool]:
     if command.since and (stale or command.since > journal.last_seq):
         return 0, True
     return command.since, False
+
+
+def _peer_of(stream: trio.SocketStream) -> str:
+    try:
+        return str(stream.socket.getpeername()[0])
+    except OSError:  # it is gone already
+        return "nobody any more"
 
 
 async def _close(socket: WebSocketConnection, code: int, reason: str) -> None:

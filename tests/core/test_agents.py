@@ -100,6 +100,44 @@ class TestRegistry:
             AgentClassRegistry().register("one", faulty)
 
     @pytest.mark.parametrize(
+        ("body", "word"),
+        [
+            ("def __init__(self, key): ...", "Faulty.__init__ needs arguments"),
+            ("def __init__(self, *, key): ...", "Faulty.__init__ needs arguments"),
+            ("async def run(self): ...", "Faulty.run must take the run"),
+            ("async def run(self, run, more): ...", "Faulty.run must take the run"),
+            ("async def run(self, *, run): ...", "Faulty.run must take the run"),
+            ("@staticmethod\n async def run(self, run): ...", "Faulty.run must take the run"),
+            ("@abc.abstractmethod\n def rest(self): ...", "Faulty is abstract; it needs rest"),
+        ],
+    )
+    def test_a_class_that_no_run_could_use_is_refused_when_it_is_registered(
+        self,
+        body: str,
+        word: str,
+    ) -> None:
+        """And not only when somebody asks it."""
+        names: dict[str, Any] = {"Plain": Plain, "abc": abc}
+        exec(f"class Faulty(Plain, metaclass=abc.ABCMeta):\n {body}", names)
+        with pytest.raises(TypeError, match=re.escape(word)):
+            AgentClassRegistry().register("one", names["Faulty"])
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "def __init__(self, key='', *rest, **more): ...",
+            "async def run(self, run, more=None): ...",
+            "async def run(self, *everything): ...",
+            "@staticmethod\n async def run(run): ...",
+            "@classmethod\n async def run(cls, run): ...",
+        ],
+    )
+    def test_whatever_takes_the_run_is_taken(self, body: str) -> None:
+        names: dict[str, Any] = {"Plain": Plain}
+        exec(f"class Fine(Plain):\n {body}", names)
+        AgentClassRegistry().register("one", names["Fine"])
+
+    @pytest.mark.parametrize(
         "value",
         [
             [],

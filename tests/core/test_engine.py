@@ -408,6 +408,53 @@ class TestBarrier:
         await check_the_log(store)
 
 
+class TestLog:
+    """What somebody at the terminal sees of ordinary work."""
+
+    async def test_each_run_that_ended_is_a_line_of_its_figures(
+        self,
+        autojump_clock: MockClock,
+        store: TroubledStore,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        async def body(run: RunContext) -> None:
+            run.usage.append(("m", Usage(1, 2)))
+            run.usage.append(("n", Usage(1, 3)))
+            await run.emit.text("nobody else's business")
+            await run.call_tool("nothing", {})
+            await trio.sleep(2)
+
+        caplog.set_level(logging.INFO, logger="creche")
+        await executed(store, body)
+        (line,) = caplog.records
+        assert (line.levelno, line.getMessage()) == (logging.INFO, "a run ended")
+        figures = {name: vars(line)[name] for name in ("agent", "status", "ms", "tokens", "tools")}
+        assert figures == {
+            "agent": "made",
+            "status": "success",
+            "ms": 2000,
+            "tokens": 5,
+            "tools": 1,
+        }
+        assert vars(line)["user_id"] == ADA
+        assert "business" not in str(vars(line))
+
+    async def test_a_deadline_is_a_warning(
+        self,
+        autojump_clock: MockClock,
+        store: TroubledStore,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="creche")
+        await executed(store, hang, limits=Limits(run_timeout=30))
+        warned, ended = caplog.records
+        assert (warned.levelno, warned.getMessage()) == (
+            logging.WARNING,
+            "a run took longer than 30 s",
+        )
+        assert vars(ended)["status"] == "cancelled (deadline)"
+
+
 class TestDeadline:
     async def test_a_run_past_its_deadline_is_cancelled_with_that_reason(
         self,

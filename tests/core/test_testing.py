@@ -71,6 +71,32 @@ class TestDirectives:
         )
         assert read.tool is None
 
+    @pytest.mark.parametrize(
+        ("text", "word"),
+        [
+            ("tokens=abc", "tokens=abc"),
+            ("say tokens= please", "tokens="),
+            ("tokens=-1", "tokens=-1"),
+            ("tokens=1e9", "tokens=1e9"),
+            ("tokens=99999999999999999999", "tokens=9999"),
+            ("tokens=2 delay_ms=soon", "delay_ms=soon"),
+            ("delay_ms=nan", "delay_ms=nan"),
+            ("tool=add", "tool=add"),
+            ("tool=add: {}", "tool=add"),
+            ("tool=add {}", "tool=add"),
+            ("tool=:{}", "tool="),
+            ("tool=", "tool="),
+        ],
+    )
+    def test_one_that_cannot_be_read_is_a_failure_that_names_it(
+        self,
+        text: str,
+        word: str,
+    ) -> None:
+        with pytest.raises(ModelError, match="script") as info:
+            Directives(text)
+        assert word in str(info.value)
+
     @settings(max_examples=50)
     @given(st.dictionaries(st.text(), st.none() | st.text() | st.lists(st.text(), max_size=3)))
     def test_a_tools_arguments_are_any_json_object(self, arguments: dict[str, object]) -> None:

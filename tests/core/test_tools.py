@@ -299,6 +299,39 @@ class TestCalls:
         assert logged.levelno == logging.WARNING
         assert logged.exc_info is not None
 
+    async def test_a_run_error_is_an_answer_and_is_logged_without_its_words(
+        self,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        @tool
+        async def shut() -> None:
+            raise RunError("The shop is closed.")
+
+        caplog.set_level(logging.INFO, logger="creche")
+        async with dispatching(shut) as (dispatcher, _):
+            await dispatcher.dispatch("shut", {})
+        (logged,) = caplog.records
+        assert (logged.levelno, logged.getMessage()) == (logging.INFO, "tool shut failed")
+        assert logged.exc_info is None
+        assert "closed" not in str(vars(logged))
+
+    async def test_one_past_its_time_is_a_warning(
+        self,
+        autojump_clock: MockClock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        @tool
+        async def slow() -> None:
+            await trio.sleep_forever()
+
+        async with dispatching(slow, limits=Limits(tool_timeout=7)) as (dispatcher, _):
+            await dispatcher.dispatch("slow", {})
+        (logged,) = caplog.records
+        assert (logged.levelno, logged.getMessage()) == (
+            logging.WARNING,
+            "tool slow took longer than 7 s and was stopped",
+        )
+
     async def test_a_keyboard_interrupt_from_a_thread_is_the_tools_own_doing(self) -> None:
         @tool
         def bad() -> None:

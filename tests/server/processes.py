@@ -57,6 +57,11 @@ class ServerProcess:
         """What it has printed to stderr so far."""
         return self._stderr.read_text()
 
+    async def rest(self) -> bytes:
+        """What it prints to stdout from now to its end."""
+        assert self.process.stdout is not None
+        return b"".join([data async for data in self.process.stdout])
+
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -10,6 +10,7 @@ import pty
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -26,9 +27,15 @@ from tests.server.processes import (
     run_creche,
     started_creche,
 )
-from tests.server.running import Server
+from tests.server.running import Server, open_server, settings_for
 
+from creche_server.cli import endings
+from creche_server.cli.api import Api
 from creche_server.cli.app import app
+from creche_server.cli.client import open_client
+from creche_server.cli.conversation import Conversation
+from creche_server.cli.screen import Screen
+from creche_server.serve import Listening, Stop
 
 AGENTS = '''
 import trio
@@ -49,7 +56,15 @@ class Stubborn:
         with trio.CancelScope(shield=True):
             await trio.sleep(600)
 
-agents = {"slow": Slow, "stubborn": Stubborn}
+class Rude:
+    """Says what a terminal would obey."""
+
+    async def run(self, run):
+        await run.emit.text("\\x1b[31mred\\x07 [/nope] [bold]as it is[/bold] :smile:\\n\\tnext")
+        await run.emit.end_text()
+        await run.call_tool("[/nope]\\x1b[2J", {"[/x]": "\\x1b"})
+
+agents = {"slow": Slow, "stubborn": Stubborn, "rude": Rude}
 '''
 
 
@@ -107,7 +122,8 @@ def command_line(
     yield CommandLine(capsys)
     root.handlers[:] = handlers
     root.setLevel(level)
-    sys.modules.pop("mine", None)
+    for name in ("mine", "below"):
+        sys.modules.pop(name, None)
 
 
 def told(result: subprocess.CompletedProcess[bytes]) -> str:
@@ -118,7 +134,7 @@ def told(result: subprocess.CompletedProcess[bytes]) -> str:
 
 
 class TestServe:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     async def test_ends_in_order_at_a_signal(
         self,
         creche: ServerProcess,
@@ -130,12 +146,58 @@ class TestServe:
             creche.send(number)
             assert await creche.ended() == 0
             assert (await chat.end())[0] == 1012
-        lines = creche.errors().splitlines()
-        assert lines, "it says that it goes"
-        for line in lines:
-            assert json.loads(line)["level"] == "info", line
-        assert signal.Signals(number).name in lines[0]
+        ran, goes = map(json.loads, creche.errors().splitlines())
+        assert (ran["event"], ran["level"]) == ("a run ended", "info")
+        assert (ran["agent"], ran["status"], ran["tokens"]) == ("assistant", "success", 2)
+        assert (goes["event"], goes["level"]) == (
+            f"{signal.Signals(number).name}: shutting down",
+            "info",
+        )
+        assert await creche.rest() == b"creche: stopped\n"
         assert not (creche.server.settings.data / "server.json").exists()
+
+    async def test_under_nohup_outlives_its_terminal(self, tmp_path: Path) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which is what a child inherits
+        try:
+            async with open_creche(tmp_path / "data") as creche:
+                creche.send(signal.SIGHUP)
+                async with creche.server.chat() as chat:
+                    await chat.subscribe()
+                    await chat.run("tokens=1")
+                creche.send(signal.SIGTERM)
+                assert await creche.ended() == 0
+                assert "SIGHUP" not in creche.errors()
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    async def test_on_a_terminal_tells_of_the_short_way_out(self, tmp_path: Path) -> None:
+        command = ("serve", "--model", "scripted", "--port", "0", "--data", "data")
+        async with talking(*command, cwd=tmp_path, terminal=True) as serving:
+            await serving.until(b"creche: open ")
+            url, link = re.findall(rb"http://\S+", serving.shown)
+            listening = Listening(url.decode(), link.decode())
+            server = Server(settings_for(tmp_path / "data"), Stop(), listening, trio.Event())
+            async with server.chat() as chat:
+                await chat.subscribe()
+                await chat.start("hang")
+                await chat.until(lambda: chat.seen("RUN_STARTED"))
+                await serving.interrupt()
+                await serving.until(b"1 run has 2 s to finish")
+                await serving.until(b"creche: ^C again to stop now")
+                await serving.interrupt()
+                assert await serving.ended() == 0
+        assert b"creche: stopped" in serving.shown
+
+    async def test_logs_each_login_that_it_refuses(self, creche: ServerProcess) -> None:
+        async with creche.server.http(None) as http:
+            assert (await http.get("/threads")).status_code == 401
+        async with creche.server.chat(headers=[(b"Authorization", b"Bearer secret-word")]) as chat:
+            await chat.end()
+        over_http, over_socket = map(json.loads, creche.errors().splitlines())
+        assert over_http["event"].startswith("refused a login from 127.0.0.1: ")
+        assert over_socket["event"].startswith("refused a WebSocket from 127.0.0.1: ")
+        assert (over_http["level"], over_socket["level"]) == ("info", "info")
+        assert "secret-word" not in creche.errors()
 
     async def test_interrupted_while_it_is_still_being_imported_says_nothing(
         self,
@@ -212,9 +274,9 @@ class TestServe:
             ([], "prot = 1\n", {}, "prot"),
             ([], "port = 'x'\n", {}, "port"),
             ([], "port = \n", {}, "creche.toml"),
-            ([], "", {"CRECHE_PORT": "many"}, "port"),
-            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "log_level"),
-            ([], "", {"CRECHE_ORIGINS": "http://x"}, "origins"),
+            ([], "", {"CRECHE_PORT": "many"}, "CRECHE_PORT"),
+            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "CRECHE_LOG_LEVEL"),
+            ([], "", {"CRECHE_ORIGINS": "chat.example.com"}, "CRECHE_ORIGINS"),
         ],
     )
     def test_with_a_configuration_that_is_wrong_says_where(
@@ -237,6 +299,174 @@ class TestServe:
         assert word in line
 
     @pytest.mark.parametrize(
+        ("arguments", "file", "env", "sentence"),
+        [
+            ([], "prot = 1", {}, "creche.toml: there is no setting 'prot' (did you mean port?)"),
+            ([], "zzz = 1", {}, "creche.toml: there is no setting 'zzz'"),
+            ([], "port = 'x'", {}, "creche.toml: port: 'x': input should be a valid integer"),
+            ([], "", {"CRECHE_PORT": "many"}, "CRECHE_PORT: 'many': input should be"),
+            ([], "port = 'x'", {"creche_port": "many"}, "CRECHE_PORT: 'many': input should be"),
+            (["--port", "99999"], "", {"CRECHE_PORT": "1"}, "--port: '99999': input should be"),
+            (
+                [],
+                "",
+                {"CRECHE_ORIGINS": "https://a.example/x"},
+                "CRECHE_ORIGINS: 'https://a.example/x': 'https://a.example/x' is no origin",
+            ),
+        ],
+        ids=repr,
+    )
+    def test_a_setting_that_is_wrong_is_named_with_its_source_and_value(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        file: str,
+        env: dict[str, str],
+        sentence: str,
+    ) -> None:
+        Path("creche.toml").write_text(file)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        code, said = command_line("serve", *arguments)
+        assert code == 2
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: {sentence}")
+
+    def test_a_configuration_file_that_is_no_text_is_told_of(
+        self,
+        command_line: CommandLine,
+    ) -> None:
+        Path("creche.toml").write_bytes(b"user = '\xff'")
+        code, said = command_line("serve")
+        assert code == 2
+        assert said.startswith("creche: creche.toml: ")
+        assert len(said.splitlines()) == 1
+
+    def test_a_name_in_the_environment_that_is_no_setting_is_warned_of(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("CRECHE_PROT", "8001")
+        _, said = command_line("serve", "--model", "oracle")
+        warning, _ = said.splitlines()
+        assert warning == (
+            "creche: CRECHE_PROT in the environment is no setting (did you mean CRECHE_PORT?)"
+        )
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["--database", "sqlite://"], "SQLite needs a file: use sqlite:///PATH"),
+            (["--database", "sqlite:///:memory:"], "SQLite needs a file: use sqlite:///PATH"),
+            (
+                ["--database", "mysql://u:secret-word@h/d"],
+                "mysql is not supported: use sqlite:///PATH or postgresql://USER@HOST/NAME",
+            ),
+            (
+                ["--database", "nonsense"],
+                "the database URL cannot be read: use sqlite:///PATH or postgresql://USER@HOST/NAME",
+            ),
+            (["--database", "sqlite:///a-file/x.db"], "a-file: File exists"),
+            (["--data", "a-file"], "--data: {here}/a-file is a file"),
+            (["--data", "a-file/below"], "--data: {here}/a-file/below cannot be made: Not a dire"),
+            (["--host", "nowhere.invalid"], "--host: 'nowhere.invalid' cannot be found"),
+            (["--host", "192.0.2.1"], "--host: 192.0.2.1 is no address of this machine"),
+        ],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    )
+    def test_what_it_cannot_use_is_named(
+        self,
+        command_line: CommandLine,
+        arguments: list[str],
+        sentence: str,
+    ) -> None:
+        Path("a-file").touch()
+        code, said = command_line("serve", "--model", "scripted", "--port", "0", *arguments)
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: {sentence}".replace("{here}", str(Path.cwd())))
+        assert not Path("creche.db").exists()
+
+    @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://x", "http://x:port/v1"])
+    def test_an_endpoint_that_is_none_is_refused_at_the_start(
+        self,
+        command_line: CommandLine,
+        monkeypatch: pytest.MonkeyPatch,
+        url: str,
+    ) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        code, said = command_line("serve", "--model", "openai:x", "--port", "0")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: OPENAI_BASE_URL: {url!r} is no address")
+
+    @pytest.mark.parametrize(
+        ("module", "headline", "shown"),
+        [
+            ("x = 1\nclass :", "SyntaxError: invalid syntax (mine.py line 2)", "class :"),
+            ("\n1/0", "ZeroDivisionError: division by zero (mine.py line 2)", "1/0"),
+            (
+                "import nowhere",
+                "ModuleNotFoundError: No module named 'nowhere' (mine.py line 1)",
+                "",
+            ),
+            (
+                "from os import nope",
+                "ImportError: cannot import name 'nope'",
+                "from os import nope",
+            ),
+            ("import sys; sys.exit('no')", "SystemExit: no (mine.py line 1)", "sys.exit"),
+            ("import below", "ZeroDivisionError: division by zero (mine.py line 1)", "1/0 # here"),
+        ],
+    )
+    def test_a_module_that_cannot_be_imported_is_shown_from_its_own_first_line_on(
+        self,
+        command_line: CommandLine,
+        module: str,
+        headline: str,
+        shown: str,
+    ) -> None:
+        Path("mine.py").write_text(f"{module}\n")
+        Path("below.py").write_text("1/0 # here\n")
+        code, said = command_line("serve", "mine:agents", "--model", "scripted", "--port", "0")
+        assert code == 1
+        first, *rest = said.splitlines()
+        assert first.startswith(f"creche: cannot import mine: {headline}")
+        assert shown in "\n".join(rest)
+        assert "importlib" not in said
+        assert "creche_server" not in said
+
+    @pytest.mark.parametrize(
+        ("agents", "sentence"),
+        [
+            ("{}", "there is no agent in it"),
+            ("7", "'agents' must be a mapping of names to agent classes"),
+            ("{1: Fine}", "an agent's name must be a word, and 1 is none"),
+            ("{'a': 1}", "agent 'a' must be a class"),
+            ("Needy", "agent 'needy': Needy.__init__ needs arguments"),
+            ("Blind", "agent 'blind': Blind.run must take the run"),
+        ],
+    )
+    def test_what_holds_no_agent_is_refused_in_a_sentence(
+        self,
+        command_line: CommandLine,
+        agents: str,
+        sentence: str,
+    ) -> None:
+        Path("mine.py").write_text(
+            "class Fine:\n async def run(self, run): ...\n"
+            "class Needy(Fine):\n def __init__(self, key): ...\n"
+            "class Blind:\n async def run(self): ...\n"
+            f"agents = {agents}\n",
+        )
+        code, said = command_line("serve", "mine:agents", "--model", "scripted", "--port", "0")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith(f"creche: mine:agents: {sentence}")
+
+    @pytest.mark.parametrize(
         ("arguments", "word"),
         [
             (["nowhere:agents"], "nowhere"),
@@ -245,7 +475,7 @@ class TestServe:
             (["--model", "oracle"], "oracle"),
             (["--model", "openai:"], "openai"),
             (["--database", "nonsense"], "database"),
-            (["--database", "mysql://x/y"], "database"),
+            (["--database", "mysql://x/y"], "mysql"),
             (["--database", "sqlite:////proc/nope/x.db"], "/proc"),
             (["--database", "postgresql://nobody:secret-word@127.0.0.1:1/x"], "database"),
             (["--host", "256.256.256.256"], ""),
@@ -278,7 +508,7 @@ class TestServe:
     async def test_serves_agents_of_ones_own(self, server: Server) -> None:
         async with server.http() as http:
             found = (await http.post("/agents/search")).json()
-        assert [agent["name"] for agent in found] == ["slow", "stubborn", "assistant"]
+        assert [agent["name"] for agent in found] == ["slow", "stubborn", "rude", "assistant"]
 
 
 class TestChat:
@@ -370,8 +600,7 @@ class TestChat:
         for command in (("chat", "hello"), ("link",)):
             result = await run_creche(*command, "--data", "data", cwd=tmp_path)
             assert result.returncode == 1
-            (line,) = told(result).splitlines()
-            assert creche.server.url in line
+            assert told(result) == f"creche: the server at {creche.server.url} does not answer\n"
 
     async def test_says_so_when_the_server_goes_in_the_middle(
         self,
@@ -423,6 +652,276 @@ class TestChat:
             assert b"Traceback" not in chat.shown
             assert b"creche chat --thread" in chat.shown
 
+    async def test_takes_words_without_quotes(self, server: Server, folder: Path) -> None:
+        common = ("--agent", "assistant", "--data", "data")
+        result = await run_creche("chat", "please", "say", "tokens=1", *common, cwd=folder)
+        assert (result.returncode, result.stdout) == (0, b"tok0 \n")
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            ([""], "creche: there is nothing to ask: the question is empty"),
+            (["  ", "\n"], "creche: there is nothing to ask: the question is empty"),
+            (["x", "--last", "--thread", "t"], "creche: --last and --thread are two ways"),
+        ],
+    )
+    def test_refuses_what_makes_no_sense(
+        self,
+        command_line: CommandLine,
+        arguments: list[str],
+        sentence: str,
+    ) -> None:
+        code, said = command_line("chat", *arguments)
+        assert code == 2
+        (line,) = said.splitlines()
+        assert line.startswith(sentence)
+
+    async def test_says_so_when_there_is_nothing_in_an_answer(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        common = ("--thread", "silent", "--agent", "assistant", "--data", "data")
+        first = await run_creche("chat", "tokens=0", *common, cwd=folder)
+        assert (first.returncode, first.stdout) == (0, b"")
+        assert told(first).splitlines() == ["this thread is empty so far", "(no answer)"]
+        second = await run_creche("chat", "tokens=1", *common, cwd=folder)
+        assert told(second) == "(no answer)\n"
+
+    async def test_of_others_words_obeys_none(self, server: Server, folder: Path) -> None:
+        common = ("--thread", "rude", "--agent", "rude", "--data", "data")
+        first = await run_creche("chat", "[/go] \x1b[2J", *common, cwd=folder)
+        again = await run_creche("chat", "x", *common, cwd=folder)
+        text = "[31mred [/nope] [bold]as it is[/bold] :smile:\n        next\n"
+        assert (first.returncode, first.stdout.decode()) == (0, text)
+        assert again.stdout.decode() == f"\nyou> [/go] [2J\n{text}{text}"
+        for result in (first, again):
+            assert '→ [/nope][2J {"[/x]":"\\u001b"}' in told(result)
+            assert "← [/nope][2J " in told(result)
+            assert b"\x1b" not in result.stdout + result.stderr
+
+    async def test_shows_of_the_past_what_was_called_and_what_was_stopped(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        common = ("--thread", "past", "--agent", "assistant", "--data", "data")
+        async with server.chat("past", "local") as chat:
+            await chat.subscribe()
+            await chat.run('tokens=1 tool=calculator:{"expression":"6*7"}')
+            run_id = await chat.start("go", "slow")
+            await chat.until(lambda: "word1 " in str(chat.events[-1]))
+            await chat.ask("run.cancel", run_id=run_id, wait=True)
+            await chat.run("tokens=2 fail=out of luck")
+        result = await run_creche("chat", "tokens=1", *common, cwd=folder)
+        lines = told(result).splitlines()
+        assert lines[:2] == ['→ calculator {"expression":"6*7"}', "← calculator 42"]
+        assert re.fullmatch(r"stopped \(everything of it had ended after \d+ ms\)", lines[3])
+        assert lines[5] == "failed (model_failed)"
+
+    async def test_shows_the_latest_of_a_long_past(self, server: Server, folder: Path) -> None:
+        common = ("--thread", "long past", "--agent", "assistant", "--data", "data")
+        async with server.chat("long past", "local") as chat:
+            await chat.subscribe()
+            for number in range(23):
+                await chat.run(f"tokens=1 number {number}")
+        result = await run_creche("chat", "tokens=1", *common, cwd=folder)
+        asked = re.findall(r"number (\d+)", result.stdout.decode())
+        assert asked == [str(number) for number in range(3, 23)]
+        assert told(result) == "(6 earlier messages are not shown)\n"
+
+    async def test_goes_on_with_the_latest_thread(self, server: Server, folder: Path) -> None:
+        common = ("--agent", "assistant", "--user", "lena", "--data", "data")
+        nothing = await run_creche("chat", "tokens=1", "--last", *common, cwd=folder)
+        assert nothing.returncode == 1
+        assert told(nothing) == "creche: there is no thread yet; ask without --last\n"
+        for thread in ("one", "two"):
+            words = f"tokens=1 on {thread}"
+            await run_creche("chat", words, "--thread", thread, *common, cwd=folder)
+        result = await run_creche("chat", "tokens=2", "--last", *common, cwd=folder)
+        assert result.stdout.decode() == "\nyou> tokens=1 on two\ntok0 \ntok0 tok1 \n"
+
+    async def test_on_a_terminal_tells_its_thread_at_the_end(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        arguments = ("chat", "tokens=1", "--agent", "assistant", "--data", "data")
+        async with talking(*arguments, cwd=folder, terminal=True) as chat:
+            assert await chat.ended() == 0
+        assert re.search(rb"go on with: creche chat --thread [0-9a-f]{32}", chat.shown)
+
+    async def test_goes_on_after_a_question_that_failed(self, tmp_path: Path) -> None:
+        long = b"x" * 1_350_000
+        async with open_server(tmp_path / "data") as server:
+            arguments = ("chat", "--data", str(server.settings.data))
+            result = await run_creche(*arguments, cwd=tmp_path, stdin=long + b"\ntokens=1\n")
+            assert (result.returncode, result.stdout) == (0, b"tok0 \n")
+            _, refused, hint = told(result).splitlines()
+            assert refused == "creche: the question is too long (1.3 MiB; at most 1 MiB)"
+            assert hint.startswith("go on with: creche chat --thread ")
+
+    async def test_of_a_server_that_is_gone_says_so_at_each_question(
+        self,
+        creche: ServerProcess,
+        tmp_path: Path,
+    ) -> None:
+        creche.send(signal.SIGKILL)
+        await creche.ended()
+        result = await run_creche("chat", "--data", "data", cwd=tmp_path, stdin=b"one\ntwo\n")
+        assert result.returncode == 1
+        _, first, second, hint = told(result).splitlines()
+        assert first == second == f"creche: the server at {creche.server.url} does not answer"
+        assert hint.startswith("go on with: creche chat --thread ")
+
+    async def test_at_the_prompt_an_interrupt_clears_the_line_first(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        arguments = ("chat", "--agent", "assistant", "--data", "data")
+        async with talking(*arguments, cwd=folder, terminal=True) as chat:
+            await chat.until(b"you> ")
+            await chat.type(b"half a question")
+            await chat.until(b"half a question")
+            await chat.asleep()
+            seen = len(chat.shown)
+            await chat.interrupt()
+            await chat.until(b"you> ", after=seen)
+            await chat.type(b"tokens=1\r")
+            await chat.until(b"tok0", after=seen)
+            await chat.until(b"you> ", after=chat.shown.index(b"tok0"))
+            await chat.asleep()
+            await chat.interrupt()  # on an empty line
+            assert await chat.ended() == 0
+        assert b"go on with: creche chat --thread" in chat.shown
+        assert b"half a question" not in chat.shown[seen:]
+
+    async def test_an_interrupt_before_the_run_is_accepted_stops_it_too(
+        self,
+        tmp_path: Path,
+    ) -> None:
+        """Else the client would go, and a run that nobody watches would stay."""
+        async with open_server(tmp_path / "data") as server:
+            database = sqlite3.connect(tmp_path / "data" / "creche.db", isolation_level=None)
+            arguments = ("chat", "hang", "--thread", "t", "--data", "data")
+            async with talking(*arguments, cwd=tmp_path, terminal=True) as chat:
+                database.execute("BEGIN IMMEDIATE")  # so the reply to run.start must wait
+                await chat.until(b"asking")
+                await chat.interrupt()
+                await chat.until(b"^C")
+                database.execute("ROLLBACK")
+                assert await chat.ended() == 130
+                assert b"stopped" in chat.shown
+            database.close()
+            async with server.http("local") as http:
+                (run,) = (await http.get("/threads/t/history")).json()
+        assert (run["metadata"]["status"], run["metadata"]["reason"]) == ("cancelled", "user")
+
+    @pytest.mark.parametrize("end", ["deletion", "shutdown", "deadline"])
+    async def test_tells_who_or_what_stopped_a_run(self, tmp_path: Path, end: str) -> None:
+        words = {
+            "deletion": b"the thread was deleted",
+            "shutdown": b"the server was shut down",
+            "deadline": b"stopped: the run took longer than run_timeout (1 s)",
+        }
+        timeout = 1.0 if end == "deadline" else 600.0
+        async with open_server(tmp_path / "data", run_timeout=timeout) as server:
+            question = "tokens=1000 delay_ms=20"
+            arguments = ("chat", question, "--thread", "t", "--data", "data")
+            async with talking(*arguments, cwd=tmp_path) as chat:
+                await chat.until(b"tok1 ")
+                if end == "deletion":
+                    async with server.http("local") as http:
+                        assert (await http.delete("/threads/t")).status_code == 204
+                elif end == "shutdown":
+                    server.stop.soon.set()
+                    server.stop.now.set()
+                assert await chat.ended() == 1
+            assert words[end] in chat.shown
+
+    async def test_on_a_thread_with_a_long_log_answers_at_once(self, tmp_path: Path) -> None:
+        """More events than the client reads ahead."""
+        async with open_server(tmp_path / "data") as server:
+            async with server.chat("t", "local") as chat:
+                await chat.subscribe()
+                await chat.run("tokens=10100")
+            arguments = ("chat", "tokens=1", "--thread", "t", "--data", "data")
+            result = await run_creche(*arguments, cwd=tmp_path)
+            assert result.returncode == 0
+            assert result.stdout.endswith(b"tok10099 \ntok0 \n")
+            api = Api(server.url, server.token("local"))
+            conversation = Conversation(api, Screen(), thread_id="t", agent="assistant")
+            assert (await conversation._end_of_the_log())["since"] > 10_100
+            async with open_client(server.url, "t", server.token("local")) as client:
+                with trio.fail_after(20):
+                    await client.ask("subscription.subscribe", {"since": 0})
+                    state = await client.ask("state.get", {})
+                    assert len(state["values"]["messages"]) == 4
+                    for seq in range(1, 10_101):
+                        assert (await client.next_event())["seq"] == seq
+
+    async def test_of_no_server_names_the_whole_path(self, tmp_path: Path) -> None:
+        for command in (("chat", "x"), ("link",), ("threads",)):
+            result = await run_creche(*command, cwd=tmp_path)
+            assert result.returncode == 1
+            assert told(result) == (
+                f"creche: no server is at work in {tmp_path / '.creche'}; "
+                "start one (creche serve), or say where one is (--data)\n"
+            )
+        assert not (tmp_path / ".creche").exists()
+
+
+@pytest.mark.parametrize(
+    ("receipt", "words", "code"),
+    [
+        ({"reason": "user"}, "", 130),
+        (
+            {"reason": "deadline", "run_ms": 605_000, "elapsed_ms": 5_000},
+            ": the run took longer than run_timeout (600 s)",
+            1,
+        ),
+        ({"reason": "superseded"}, ": the thread was deleted", 1),
+        ({"reason": "shutdown"}, ": the server was shut down", 1),
+        ({"reason": "something new"}, ": something new", 1),
+    ],
+)
+def test_a_stopped_run_says_why(receipt: dict[str, object], words: str, code: int) -> None:
+    assert (endings.why(receipt), endings.exit_code(receipt)) == (words, code)
+
+
+def test_the_page_says_it_in_the_same_words() -> None:
+    page = (Path(endings.__file__).parents[1] / "ui" / "thread.js").read_text()
+    table = page.split("const REASONS = {", 1)[1].split("};", 1)[0]
+    assert dict(re.findall(r'(\w+): "(.*)"', table)) == endings.REASONS
+
+
+class TestThreads:
+    async def test_are_listed_with_what_is_in_them(self, server: Server, folder: Path) -> None:
+        for thread, questions in (("first", 1), ("second", 2)):
+            async with server.chat(thread, "tess") as chat:
+                await chat.subscribe()
+                for number in range(questions):
+                    await chat.run(f"tokens=1 on\n{thread} \x1b {number}")
+        common = ("threads", "--user", "tess", "--data", "data")
+        text = await run_creche(*common, cwd=folder)
+        assert (text.returncode, told(text)) == (0, "")
+        second, first = text.stdout.decode().splitlines()
+        when = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+        assert re.fullmatch(rf"second  {when}    2 runs  tokens=1 on second 0", second)
+        assert re.fullmatch(rf"first   {when}     1 run  tokens=1 on first 0", first)
+        found = await run_creche(*common, "--format", "json", "--limit", "1", cwd=folder)
+        (thread,) = json.loads(found.stdout)
+        assert (thread["thread_id"], thread["runs"]) == ("second", 2)
+
+    async def test_of_who_has_none_are_none(self, server: Server, folder: Path) -> None:
+        common = ("threads", "--user", "nobody yet", "--data", "data")
+        text = await run_creche(*common, cwd=folder)
+        assert (text.returncode, text.stdout) == (0, b"")
+        assert told(text) == "creche: there is no thread yet\n"
+        found = await run_creche(*common, "--format", "json", cwd=folder)
+        assert (found.returncode, json.loads(found.stdout), told(found)) == (0, [], "")
+
 
 class TestToken:
     async def test_speaks_for_a_user(self, server: Server, folder: Path) -> None:
@@ -434,17 +933,20 @@ class TestToken:
         async with server.http(None) as http:
             assert (await http.get("/threads", headers=headers)).status_code == 200
 
-    async def test_that_is_expired_is_one(self, server: Server, folder: Path) -> None:
-        result = await run_creche(
-            *("token", "--user", "ada", "--days", "-1", "--data", "data"),
-            cwd=folder,
-        )
-        if result.returncode == 0:
-            headers = {"Authorization": f"Bearer {result.stdout.decode().strip()}"}
-            async with server.http(None) as http:
-                assert (await http.get("/threads", headers=headers)).status_code == 401
-        else:
-            assert told(result)
+    @pytest.mark.parametrize("days", ["nan", "inf", "-1", "0", "1e99", "3651"])
+    def test_for_no_sensible_time_is_refused(self, command_line: CommandLine, days: str) -> None:
+        code, said = command_line("token", "--user", "ada", f"--days={days}")
+        assert code == 1
+        (line,) = said.splitlines()
+        assert line.startswith("creche: --days must be more than 0 and at most 3650, not ")
+
+    def test_where_no_server_has_been_is_refused(self, command_line: CommandLine) -> None:
+        """One signed with a key of its own would open nothing."""
+        code, said = command_line("token", "--user", "ada", "--data", "typo")
+        assert code == 1
+        place = Path.cwd() / "typo"
+        assert said == f"creche: there is no key in {place}; start a server there first\n"
+        assert not place.exists()
 
     @pytest.mark.parametrize("user", ["", "none", "a\nb"])
     def test_for_nobody_is_refused(self, command_line: CommandLine, user: str) -> None:
@@ -508,6 +1010,15 @@ class Talk:
             await self.type(b"\x03")
         else:
             self._process.send_signal(signal.SIGINT)
+
+    async def asleep(self) -> None:
+        """Wait until it waits for a key: CPython misses a signal while it is on its way there."""
+        seen = 0
+        with trio.fail_after(START_TIMEOUT):
+            while seen < 3:
+                stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+                seen = seen + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
+                await trio.sleep(0.02)
 
     async def ended(self) -> int:
         with trio.fail_after(15):

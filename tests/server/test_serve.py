@@ -27,7 +27,7 @@ from tests.server.running import (
 from creche import AgentClassRegistry, ModelAgent, RunContext, leaves
 from creche_server.data_directory import AlreadyServedError, read_address
 from creche_server.models import UnknownModelError
-from creche_server.serve import Stop, all_agents, serve
+from creche_server.serve import Stop, all_agents, is_open, local_url, serve
 
 
 async def refuses_to_start(data: Path, **settings: Any) -> BaseException:
@@ -80,7 +80,7 @@ class TestShuttingDown:
 
     async def test_cancels_what_the_grace_did_not_suffice_for(self, tmp_path: Path) -> None:
         settings: dict[str, Any] = {
-            "shutdown_timeout": 4,
+            "shutdown_timeout": 5,
             "cleanup_timeout": 1,
         }  # which leaves a grace of 1 s
         async with open_server(tmp_path, **settings) as server, server.chat() as chat:
@@ -366,3 +366,34 @@ async def test_an_expensive_expression_does_not_stop_the_others(server: Server) 
         await chat.start(expensive)
         with trio.fail_after(3):
             await bob.run("tokens=5")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("localhost", "http://localhost:80"),
+        ("::1", "http://[::1]:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("192.0.2.1", "http://192.0.2.1:80"),
+    ],
+)
+def test_the_printed_link_can_be_opened_on_this_machine(host: str, url: str) -> None:
+    assert local_url(host, 80) == url
+
+
+@pytest.mark.parametrize(
+    ("address", "open_"),
+    [
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("::1", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.0.2.1", True),
+        ("fe80::1%eth0", True),
+    ],
+)
+def test_what_others_can_reach_is_open(address: str, open_: bool) -> None:
+    assert is_open(address) is open_

@@ -84,6 +84,33 @@ def test_a_name_that_there_is_none_of_is_refused_in_the_file() -> None:
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("https://a.example", ("https://a.example",)),
+        ("https://a.example/", ("https://a.example",)),
+        (
+            " https://A.example:8443 ,http://b.example/, ",
+            ("https://a.example:8443", "http://b.example"),
+        ),
+    ],
+)
+def test_origins_come_in_a_row_as_browsers_send_them(
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    origins: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("CRECHE_ORIGINS", text)
+    assert load_settings().origins == origins
+
+
+@pytest.mark.parametrize("text", ["*", "a.example", "https://", "https://a/b", "https://a?b"])
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match="no origin"):
+        load_settings(origins=["https://fine.example", text])
+
+
 @pytest.mark.parametrize("user", ["", " ", "none", "a\nb"])
 def test_a_user_that_can_be_none_is_refused(user: str) -> None:
     """Else the server starts, and its own link fails."""

@@ -1,4 +1,4 @@
-"""The command `creche`: serve, chat, token, link, audit, scan."""
+"""The command `creche`: serve, chat, threads, token, link, audit, scan."""
 
 from __future__ import annotations
 

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from http import HTTPStatus
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import Final
 
-import trio
-
-from creche import InvalidContextError
+from creche import CrecheError, InvalidContextError
+from creche._context import check_id
 from creche_server.auth import Auth
-from creche_server.data_directory import Address, DataDirectoryError, load_key, read_address
+from creche_server.cli.api import open_api
+from creche_server.data_directory import DataDirectoryError, read_key
 
-_LOGIN_SECONDS = 3600.0
-
-
-def own_token(data: Path, user: str) -> str:
-    """A token for this machine's own use: whoever can read the key may speak for anybody."""
-    return Auth(load_key(data)).mint_token(user, seconds=_LOGIN_SECONDS)
+_MOST_DAYS: Final = 3650.0
 
 
 def print_token(data: Path, user: str, days: float) -> int:
     """Print a token for programs. Returns the exit code."""
     try:
-        token = Auth(load_key(data)).mint_token(user, seconds=days * 24 * 3600)
-    except (InvalidContextError, DataDirectoryError, OSError) as error:
+        check_id("user_id", user)
+        if not 0 < days <= _MOST_DAYS:  # which holds of no NaN, either
+            sys.stderr.write(
+                f"creche: --days must be more than 0 and at most {_MOST_DAYS:g}, not {days:g}\n"
+            )
+            return 1
+        token = Auth(read_key(data)).mint_token(user, seconds=days * 24 * 3600)
+    except (InvalidContextError, DataDirectoryError) as error:
         sys.stderr.write(f"creche: {error}\n")
         return 1
     sys.stdout.write(f"{token}\n")
@@ -36,28 +34,11 @@ def print_token(data: Path, user: str, days: float) -> int:
 
 async def print_link(data: Path) -> int:
     """Print a one-time link to the running server's page. Returns the exit code."""
-    address = read_address(data)
-    if address is None:
-        sys.stderr.write(f"creche: no server is at work in {data}; start one: creche serve\n")
-        return 1
     try:
-        ticket = await trio.to_thread.run_sync(_fetch_ticket, data, address)
-    except (URLError, OSError) as error:
-        sys.stderr.write(f"creche: {address.url} does not answer: {error}\n")
+        api = open_api(data, None)
+        answer = await api.post("auth/tickets", {"purpose": "page"})
+    except (CrecheError, DataDirectoryError) as error:
+        sys.stderr.write(f"creche: {error}\n")
         return 1
-    sys.stdout.write(f"{address.url}/?ticket={ticket}\n")
+    sys.stdout.write(f"{api.url}/?ticket={answer['ticket']}\n")
     return 0
-
-
-def _fetch_ticket(data: Path, address: Address) -> str:
-    request = Request(  # noqa: S310  the address is our own server's
-        f"{address.url}/auth/tickets",
-        data=json.dumps({"purpose": "page"}).encode(),
-        headers={"Authorization": f"Bearer {own_token(data, address.user)}"},
-        method="POST",
-    )
-    with urlopen(request, timeout=5) as answer:  # noqa: S310
-        if answer.status != HTTPStatus.CREATED:
-            raise HTTPError(address.url, answer.status, "no ticket", answer.headers, None)
-        ticket: str = json.load(answer)["ticket"]
-        return ticket

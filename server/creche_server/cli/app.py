@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tomllib
 from datetime import datetime
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 from pydantic_settings import SettingsError
 
+from creche_server.cli.setting_errors import explain, unknown_names
 from creche_server.settings import CONFIG_FILE, Settings, load_settings
 
 app = App(  # creche: shared commands are added on import only, and a process runs one
@@ -59,22 +61,24 @@ def serve(
     port
         The port to listen on (default 8000); 0 takes any that is free and prints it.
     database
-        A database URL, sqlite:///PATH or postgresql://... (default: SQLite in the data directory).
+        A database URL, sqlite:///PATH or postgresql://USER@HOST/NAME (default: SQLite in the
+        data directory).
     model
         local, scripted or openai:NAME (default local).
     """
     from creche_server.cli.serving import serve_until_signalled  # noqa: PLC0415
 
     settings = _settings(host=host, port=port, database=database, data=data, model=model)
+    for sentence in unknown_names(os.environ):
+        sys.stderr.write(f"creche: {sentence}\n")
     return serve_until_signalled(settings, agents)
 
 
 @app.command
 def chat(
-    question: str | None = None,
-    /,
-    *,
+    *question: str,
     thread: str | None = None,
+    last: Annotated[bool, Parameter(negative="")] = False,
     agent: str | None = None,
     user: str | None = None,
     data: Data = None,
@@ -84,9 +88,11 @@ def chat(
     Parameters
     ----------
     question
-        What to ask, on a new thread unless --thread says which.
+        What to ask, on a new thread unless --thread or --last says which.
     thread
         The thread to go on with; its history is shown first.
+    last
+        Go on with the latest thread.
     agent
         Whom to ask (default: the first agent that the server has).
     user
@@ -95,7 +101,32 @@ def chat(
     from creche_server.cli.chat import chat as start_chat  # noqa: PLC0415
 
     settings = _settings(data=data)
-    return start_chat(settings.data, question, thread=thread, agent=agent, user=user)
+    words = " ".join(question) if question else None
+    return start_chat(settings.data, words, thread=thread, last=last, agent=agent, user=user)
+
+
+@app.command
+def threads(
+    *,
+    user: str | None = None,
+    limit: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1000))] = 50,
+    format: Literal["text", "json"] = "text",  # noqa: A002  the flag's name
+    data: Data = None,
+) -> int:
+    """List threads, the latest first: id, when it changed, how many runs, title.
+
+    Parameters
+    ----------
+    user
+        Whose (default: the user that the server's own link is for).
+    limit
+        How many at most.
+    format
+        text or json.
+    """
+    from creche_server.cli.threads import print_threads  # noqa: PLC0415
+
+    return print_threads(_settings(data=data).data, user=user, limit=limit, form=format)
 
 
 @app.command
@@ -107,7 +138,7 @@ def token(*, user: str, days: float = 30.0, data: Data = None) -> int:
     user
         The user's id.
     days
-        How long the token is good for.
+        How long the token is good for, at most 3650.
     """
     from creche_server.cli.access import print_token  # noqa: PLC0415
 
@@ -234,16 +265,17 @@ def scan(
 
 
 def _settings(**flags: object) -> Settings:
+    """The settings, or the end of the process with a sentence for each that is wrong."""
     try:
         return load_settings(**flags)
     except pydantic.ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            where = ".".join(map(str, problem["loc"]))
-            sys.stderr.write(f"creche: setting {where}: {problem['msg']}\n")
-        sys.exit(2)
+        sentences = explain(error, flags, os.environ)
     except SettingsError as error:
-        sys.stderr.write(f"creche: {error}\n")
-        sys.exit(2)
-    except tomllib.TOMLDecodeError as error:
-        sys.stderr.write(f"creche: {CONFIG_FILE}: {error}\n")
-        sys.exit(2)
+        sentences = [str(error)]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        sentences = [f"{CONFIG_FILE}: {error}"]
+    except OSError as error:
+        sentences = [f"{CONFIG_FILE}: {error.strerror}"]
+    for sentence in sentences:
+        sys.stderr.write(f"creche: {sentence}\n")
+    sys.exit(2)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
-import importlib
-import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final
 
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
 from creche import AgentClassRegistry, CrecheError, leaves
+from creche_server.cli.loading import AgentsNotFoundError, load_agents
 from creche_server.data_directory import DataDirectoryError
+from creche_server.database import DatabaseUrlError
 from creche_server.models import UnknownModelError
 from creche_server.serve import Listening, Stop, serve
 from creche_server.settings import Settings
@@ -30,15 +31,13 @@ _log: Final = logging.getLogger("creche.serve")
 # Events are many, small and acyclic: frequent full collections double the cost of a thousand
 # connections, and rare ones pause for too long (measured; benchmarks/stream.py).
 _GC_THRESHOLDS: Final = (10_000, 50, 100)
-
-
-class AgentsNotFoundError(Exception):
-    """What was said to hold agents does not."""
+_NOTICED: Final = 0.3  # seconds after which somebody wonders whether their ^C was heard
 
 
 _EXPLAIN_THEMSELVES: Final = (
     AgentsNotFoundError,
     DataDirectoryError,
+    DatabaseUrlError,
     CrecheError,
     OSError,
     UnknownModelError,
@@ -46,7 +45,7 @@ _EXPLAIN_THEMSELVES: Final = (
 
 
 def serve_until_signalled(settings: Settings, agents: str | None) -> int:
-    """Serve until SIGINT or SIGTERM. Returns the exit code: 0, or 1 with a word about why."""
+    """Serve until SIGINT, SIGTERM or SIGHUP. Returns an exit code: 0, or 1 with words."""
     configure_logging(settings.log_level, sys.stderr)
     try:
         registry = load_agents(agents) if agents is not None else None
@@ -60,7 +59,14 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
             raise
         sys.stderr.write(f"creche: {sentence}\n")
         return 1
+    _say("creche: stopped\n")
     return 0
+
+
+def _say(words: str) -> None:
+    with contextlib.suppress(OSError):  # after a SIGHUP there may be nobody to tell
+        sys.stdout.write(words)
+        sys.stdout.flush()
 
 
 def _explained(error: BaseException, settings: Settings) -> str | None:
@@ -69,10 +75,25 @@ def _explained(error: BaseException, settings: Settings) -> str | None:
         reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
         return f"the database cannot be used: {reason}"
     if isinstance(error, ModuleNotFoundError) and error.name == "psycopg":
-        return "PostgreSQL needs its driver: pip install 'creche[postgres]'"
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return f"port {settings.port} is taken; choose another with --port"
+        return "PostgreSQL needs its driver: pip install 'psycopg[binary]'"
+    if isinstance(error, socket.gaierror):
+        return f"--host: {settings.host!r} cannot be found: {error.strerror}"
+    if isinstance(error, OSError) and error.filename is None:
+        return _explained_listening(error, settings)
+    if isinstance(error, OSError) and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
     return str(error) if isinstance(error, _EXPLAIN_THEMSELVES) else None
+
+
+def _explained_listening(error: OSError, settings: Settings) -> str:
+    """What the system said to the address, which it does not repeat."""
+    if error.errno == errno.EADDRINUSE:
+        return f"port {settings.port} is taken; choose another with --port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host: {settings.host} is no address of this machine"
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return f"port {settings.port} is not for ordinary users; choose another with --port"
+    return f"{settings.host} port {settings.port}: {error.strerror or error}"
 
 
 async def _serve(settings: Settings, registry: AgentClassRegistry | None) -> None:
@@ -89,15 +110,26 @@ async def _heed_signals(
     *,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            if stop.soon.is_set():
-                stop.now.set()
-                continue
-            _log.info("%s: shutting down", signal.Signals(number).name)
-            _exit_when_overdue(shutdown_timeout)
-            stop.soon.set()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which is what `nohup` asks for
+        numbers.append(signal.SIGHUP)
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(*numbers) as signals:
+            task_status.started()
+            async for number in signals:
+                if stop.soon.is_set():
+                    stop.now.set()
+                    continue
+                _log.info("%s: shutting down", signal.Signals(number).name)
+                _exit_when_overdue(shutdown_timeout)
+                stop.soon.set()
+                if number == signal.SIGINT and sys.stderr.isatty():
+                    nursery.start_soon(_tell_of_the_short_way)
+
+
+async def _tell_of_the_short_way() -> None:
+    await trio.sleep(_NOTICED)
+    sys.stderr.write("creche: ^C again to stop now\n")
 
 
 def _exit_when_overdue(seconds: float) -> None:
@@ -121,45 +153,4 @@ def _announce(listening: Listening) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
-    sys.stdout.write(f"creche: listening on {listening.url}\n")
-    sys.stdout.write(f"creche: open {listening.page_link}\n")
-    sys.stdout.flush()
-
-
-def load_agents(spec: str) -> AgentClassRegistry:
-    """The agents at MODULE:NAME, looked for from the working directory on.
-
-    Raises AgentsNotFoundError, which says what to write.
-    """
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        msg = f"{spec!r} is not MODULE:NAME, such as myapp:agents"
-        raise AgentsNotFoundError(msg)
-    # creche's own command line, before the server and its first run.
-    here = os.getcwd()  # noqa: PTH109  the path is for the import system
-    sys.path.insert(0, here)  # creche: shared the operator's agents are found there; once, on start
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name != module_name.partition(".")[0] and error.name != module_name:
-            raise
-        msg = f"there is no module {module_name!r} here ({os.getcwd()})"  # noqa: PTH109
-        raise AgentsNotFoundError(msg) from error
-    found: Any = getattr(module, attribute, None)
-    try:
-        return _registry(attribute, found)
-    except (TypeError, ValueError) as error:
-        msg = f"{spec}: {error}"
-        raise AgentsNotFoundError(msg) from error
-
-
-def _registry(attribute: str, found: Any) -> AgentClassRegistry:
-    if isinstance(found, AgentClassRegistry):
-        return found
-    if isinstance(found, Mapping):
-        return AgentClassRegistry(cast("Mapping[str, Any]", found))
-    if inspect.isclass(found):
-        agent_class: Any = found  # the registry says whether it is one
-        return AgentClassRegistry({found.__name__.lower(): agent_class})
-    msg = f"{attribute!r} must be a mapping of names to agent classes, a registry or a class"
-    raise TypeError(msg)
+    _say(f"creche: listening on {listening.url}\ncreche: open {listening.page_link}\n")

@@ -12,6 +12,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
 
 from creche_server.database.store import SqlStore
 
@@ -22,12 +23,20 @@ _CONNECT_TIMEOUT: Final = 5  # seconds; a hop to a thread cannot be cut short
 _MIGRATION_LOCK: Final = 0x63726563  # any number that is ours alone; PostgreSQL only
 
 
+_FORMS: Final = "use sqlite:///PATH or postgresql://USER@HOST/NAME"
+
+
+class DatabaseUrlError(ValueError):
+    """A database URL that names no database of ours; the message says what to write."""
+
+
 @contextlib.asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[SqlStore]:
     """A store on `url`, its schema brought up to date first.
 
     `sqlite:///PATH` or `postgresql://...`. Resource handling: the pool is closed with the
-    block. Raises sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
+    block. Raises DatabaseUrlError before anything is opened, and
+    sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
     """
     async with open_engine(url) as engine:
         yield SqlStore(engine, readers=READERS)
@@ -36,11 +45,31 @@ async def open_database(url: str) -> AsyncIterator[SqlStore]:
 @contextlib.asynccontextmanager
 async def open_engine(url: str, *, migrates: bool = True) -> AsyncIterator[Engine]:
     """The engine alone, the schema brought up to date or left as it is; the same holds."""
-    engine = await trio.to_thread.run_sync(_opened, make_url(url), migrates)
+    engine = await trio.to_thread.run_sync(_opened, checked_url(url), migrates)
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+def checked_url(text: str) -> URL:
+    """The URL with the driver that we use. Raises DatabaseUrlError, which names no password."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        msg = f"the database URL cannot be read: {_FORMS}"
+        raise DatabaseUrlError(msg) from None
+    kind = url.get_backend_name()
+    if kind in {"postgresql", "postgres"}:
+        return url.set(drivername="postgresql+psycopg")
+    if kind != "sqlite":
+        msg = f"{kind} is not supported: {_FORMS}"
+        raise DatabaseUrlError(msg)
+    if not url.database or ":memory:" in url.database or url.query.get("mode") == "memory":
+        # Each of the pool's connections would have a database of its own.
+        msg = "SQLite needs a file: use sqlite:///PATH"
+        raise DatabaseUrlError(msg)
+    return url.set(drivername="sqlite")
 
 
 def _opened(url: URL, migrates: bool) -> Engine:  # noqa: FBT001  run_sync passes no keywords
@@ -49,7 +78,7 @@ def _opened(url: URL, migrates: bool) -> Engine:  # noqa: FBT001  run_sync passe
         engine = _sqlite(url)
     else:
         engine = create_engine(
-            url.set(drivername="postgresql+psycopg"),
+            url,
             pool_size=READERS + 1,
             max_overflow=0,
             pool_pre_ping=True,
@@ -68,7 +97,7 @@ def _opened(url: URL, migrates: bool) -> Engine:  # noqa: FBT001  run_sync passe
 
 
 def _sqlite(url: URL) -> Engine:
-    if url.database:
+    if url.database is not None:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url,

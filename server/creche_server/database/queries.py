@@ -24,12 +24,18 @@ def given(name: str) -> BindParameter[Any]:
     return bindparam(name)
 
 
-THREAD: Final = select(threads).where(
+_RUNS_OF_IT: Final = (
+    select(func.count())
+    .where(runs.c.user_id == threads.c.user_id, runs.c.thread_id == threads.c.thread_id)
+    .scalar_subquery()
+    .label("runs")
+)
+THREAD: Final = select(threads, _RUNS_OF_IT).where(
     threads.c.user_id == given("user"),
     threads.c.thread_id == given("thread"),
 )
 THREADS: Final = (
-    select(threads)
+    select(threads, _RUNS_OF_IT)
     .where(threads.c.user_id == given("user"))
     .order_by(threads.c.updated_at.desc(), threads.c.thread_id.desc())
     .limit(given("most"))

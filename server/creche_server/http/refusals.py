@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
-from quart import jsonify
+from quart import jsonify, request
 from quart_trio import QuartTrio
 
 from creche import AuditKind, AuditUnavailableError, SecurityAudit
 from creche_server.auth import NotAuthenticatedError, NothingShownError
 from creche_server.http.identity import ForeignOriginError, operation
+
+_log: Final = logging.getLogger("creche.http")
 
 
 def tell_refusals(app: QuartTrio, audit: SecurityAudit) -> None:
@@ -26,6 +29,7 @@ def tell_refusals(app: QuartTrio, audit: SecurityAudit) -> None:
 
     @app.errorhandler(NotAuthenticatedError)
     async def not_authenticated(error: NotAuthenticatedError) -> Any:
+        _log.info("refused a login from %s: %s", request.remote_addr, error)
         answer = jsonify(error="unauthenticated", message=str(error))
         answer.headers["WWW-Authenticate"] = "Bearer"
         refusal = answer, HTTPStatus.UNAUTHORIZED

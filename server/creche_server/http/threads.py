@@ -150,6 +150,7 @@ class _Threads:
             "status": "busy" if active else "idle",
             "epoch": thread.epoch,
             "last_seq": thread.last_seq,
+            "runs": thread.runs,
             "created_at": thread.created_at.isoformat(),
             "updated_at": thread.updated_at.isoformat(),
         }

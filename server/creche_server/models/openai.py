@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
 import trio
 from openai.types.chat import ChatCompletionMessageParam
 
-from creche import Message, ModelError, ModelPart, TextDelta, ToolSpec
+from creche import Message, ModelError, ModelPart, TextDelta, ToolSpec, redact_text
 from creche_server.models.openai_wire import (
     Answer,
     EventSplitter,
@@ -45,9 +46,13 @@ async def open_openai_model(
     only where there is a base URL. A request is made once: `RetryingModel` is who asks again, by
     the PassingModelErrors of this one.
 
-    Error handling: raises ModelError where the key is missing. The endpoint is not asked yet.
+    Error handling: raises ModelError where the key is missing, or the base URL is none. The
+    endpoint is not asked yet.
     """
     base_url = base_url or os.environ.get(_URL) or None
+    if base_url is not None and not _is_http(base_url):
+        msg = f"{_URL}: {redact_text(base_url)!r} is no address such as http://127.0.0.1:11434/v1"
+        raise ModelError(msg, code="model_unavailable")
     api_key = api_key or os.environ.get(_KEY) or None
     if base_url is None and api_key is None:
         msg = (
@@ -61,6 +66,14 @@ async def open_openai_model(
     finally:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             await client.close()
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 class OpenAIModel:

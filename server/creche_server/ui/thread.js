@@ -219,20 +219,30 @@ export function ending({ status, receipt, error, usage }) {
   }
   if (status === "failed") return `The run failed: ${error.message}`;
   if (status !== "stopped") return "";
-  const why = REASONS[receipt?.reason] ?? "";
+  const why = stopReason(receipt);
   const left = receipt?.threads_abandoned ?? [];
   if (left.length) return `Stopped${why}, but ${left.join(", ")} would not end and was left behind`;
   const clean = receipt ? `, all cleaned up within ${duration(receipt.elapsed_ms)}` : "";
   return `Stopped${why}${clean}`;
 }
 
+// `creche chat` says it in the same words (cli/endings.py).
 const REASONS = {
-  deadline: ", as it took longer than it may",
-  budget: ", as it spent more than it may",
-  disconnect: ", as nobody was watching",
-  superseded: " to make way",
-  shutdown: ", as the server is shutting down",
+  deadline: "the run took longer than run_timeout",
+  budget: "the run spent more than it may",
+  disconnect: "nobody was watching",
+  superseded: "the thread was deleted",
+  shutdown: "the server was shut down",
 };
+
+// Why a run was stopped, with a colon before it; empty if the user did it.
+function stopReason(receipt) {
+  const words = REASONS[receipt?.reason];
+  if (!words) return "";
+  if (receipt.reason !== "deadline") return `: ${words}`;
+  const seconds = (receipt.run_ms - receipt.elapsed_ms) / 1000; // without the cleanup
+  return `: ${words} (${Math.round(seconds * 10) / 10} s)`;
+}
 
 // Milliseconds as a person says them.
 export function duration(milliseconds) {

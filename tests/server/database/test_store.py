@@ -36,7 +36,7 @@ from creche import (
 from creche_server.data_directory import AlreadyServedError
 from creche_server.database import SqlStore, open_database
 from creche_server.database.claim import open_claim
-from creche_server.database.connection import READERS, migrate
+from creche_server.database.connection import READERS, DatabaseUrlError, checked_url, migrate
 from creche_server.database.tables import AUDIT, metadata
 from creche_server.serve import Stop, serve
 
@@ -623,3 +623,27 @@ class TestAServer:
         assert any("a commit failed" in record.getMessage() for record in caplog.records)
         shown = "".join(f"{r.getMessage()} {r.exc_text} {vars(r)}" for r in caplog.records)
         assert "canary-of-a-person" not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("postgres://u@h/d", "postgresql+psycopg"),
+        ("postgresql://u@h/d", "postgresql+psycopg"),
+        ("postgresql+asyncpg://u@h/d", "postgresql+psycopg"),
+        ("sqlite:///x.db", "sqlite"),
+        ("sqlite+aiosqlite:///x.db", "sqlite"),
+    ],
+)
+def test_a_database_url_is_opened_with_our_own_driver(url: str, driver: str) -> None:
+    assert checked_url(url).drivername == driver
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "x", "sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory", "mysql://u:pw@h"],
+)
+def test_a_database_url_that_names_none_of_ours_is_refused(url: str) -> None:
+    with pytest.raises(DatabaseUrlError, match="use sqlite:///PATH") as info:
+        checked_url(url)
+    assert "pw" not in str(info.value)

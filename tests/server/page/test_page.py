@@ -301,7 +301,7 @@ class TestComingBack:
         expect(turns(page, "running")).to_have_count(1)
 
         server.end(signal.SIGTERM)
-        expect(turns(page, "stopped").locator(".end")).to_contain_text("server is shutting down")
+        expect(turns(page, "stopped").locator(".end")).to_contain_text("the server was shut down")
         expect(page.get_by_role("alert")).to_contain_text("The server is restarting")
         ask(page, "tokens=7")
         expect(page.locator(".pending")).to_contain_text("as soon as there is a connection")
