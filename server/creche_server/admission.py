@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import h11
 
 from creche import InvalidContextError, ThreadId, UserId
-from creche._context import check_id
+from creche_server.addresses import check_thread_id, why_not
 from creche_server.auth import NotAuthenticatedError
 from creche_server.services import Services
 from creche_server.wire import codes
@@ -60,10 +60,12 @@ def admit(request: h11.Request, services: Services) -> tuple[UserId, ThreadId]:
             raise RefusedError(codes.UNAUTHORIZED, "a bearer token or a ticket is needed")
     except NotAuthenticatedError as error:
         raise RefusedError(codes.UNAUTHORIZED, str(error)) from None
+    if refusal := why_not(target.path.encode()):
+        raise RefusedError(codes.BAD_REQUEST, refusal)
     match target.path.split("/"):
         case ["", "threads", thread_id, "stream"] | ["", "threads", thread_id, "stream", "events"]:
             try:
-                return user_id, ThreadId(check_id("thread_id", unquote(thread_id)))
+                return user_id, check_thread_id(unquote(thread_id))
             except InvalidContextError as error:
                 raise RefusedError(codes.BAD_REQUEST, str(error)) from None
         case _:

@@ -28,12 +28,14 @@ from creche import (
 from creche_server.admission import RefusedError, Sockets, admit
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT
 from creche_server.outbox import Outbox
+from creche_server.recall import UnknownRunError, recall
 from creche_server.services import Services
 from creche_server.wire import codes, replies
 from creche_server.wire.commands import (
     MAX_COMMAND_BYTES,
     RunCancel,
     RunStart,
+    StateGet,
     Subscribe,
     Unsubscribe,
     WireError,
@@ -142,7 +144,7 @@ class ChatClient:
             elif isinstance(command, RunCancel):
                 self._spawn(nursery, command_id, functools.partial(self._cancel_run, command))
             else:
-                self._spawn(nursery, command_id, self._state)
+                self._spawn(nursery, command_id, functools.partial(self._state, command))
 
     # --- commands that wait: bounded tasks of the connection's nursery
 
@@ -219,13 +221,19 @@ class ChatClient:
             raise WireError(msg, code="no_such_run", id=None)
         return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
 
-    async def _state(self) -> dict[str, Any]:
+    async def _state(self, command: StateGet) -> dict[str, Any]:
         # One at a time, and only once what was answered before is on its way: each may be
         # megabytes long, and who asks need not be one who reads.
         async with self._state_turn:
             await self._outbox.relieved()
-            stored = await self._services.store.messages(self._user_id, self._thread_id)
-        return {"values": {"messages": [item.message for item in stored]}}
+            recalled = await recall(
+                self._services.store,
+                self._user_id,
+                self._thread_id,
+                limit=command.limit,
+                before=command.before,
+            )
+        return recalled.to_dict()
 
     # --- the subscription
 
@@ -334,6 +342,9 @@ class ChatClient:
     def _reply_failure(self, command_id: int, error: Exception) -> None:
         if isinstance(error, WireError):
             self._reply(replies.error(command_id, error.code, error.message))
+            return
+        if isinstance(error, UnknownRunError):
+            self._reply(replies.error(command_id, "no_such_run", str(error)))
             return
         code = replies.code_of(error)
         if code is None:

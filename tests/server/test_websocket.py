@@ -91,6 +91,8 @@ WRONG_COMMANDS: Final[list[tuple[str, str, int | None]]] = [
         "invalid_argument",
         7,
     ),
+    ('{"id":7,"method":"state.get","params":{"limit":0}}', "invalid_argument", 7),
+    ('{"id":7,"method":"state.get","params":{"limit":1001}}', "invalid_argument", 7),
     ('{"id":7,"method":"run.cancel","params":{}}', "invalid_argument", 7),
     ('{"id":7,"method":"run.cancel","params":{"run_id":5}}', "invalid_argument", 7),
     (
@@ -1057,7 +1059,7 @@ class TestTheConnection:
         for path in (
             "/threads/t/stream",
             "/threads/t/stream/events",
-            "/threads/a%2Fb%20%C3%A9/stream",
+            "/threads/a%20%C3%A9/stream",
         ):
             async with server.chat(path=path) as chat:
                 await chat.ask("state.get")
@@ -1070,6 +1072,9 @@ class TestTheConnection:
             "/threads//stream",
             "/threads/%00/stream",
             "/threads/none/stream",
+            "/threads/a%2Fb/stream",
+            "/threads/%2e%2E/stream",
+            "/threads/%ff/stream",
             "/threads/" + "x" * 257 + "/stream",
             "/threads/t/stream/events/more",
             "/agents/t/stream",
