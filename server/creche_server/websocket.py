@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 import h11
@@ -26,7 +27,7 @@ from creche import (
     new_id,
 )
 from creche_server.admission import RefusedError, Sockets, admit
-from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT
+from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, error_body
 from creche_server.outbox import Outbox
 from creche_server.recall import UnknownRunError, recall
 from creche_server.services import Services
@@ -73,8 +74,10 @@ async def serve_chat(
             proposal = await wrap_server_stream(nursery, outbox, max_message_size=MAX_COMMAND_BYTES)
         with trio.fail_after(HEAD_TIMEOUT):
             if codes.SUBPROTOCOL not in proposal.proposed_subprotocols:
-                body = f"offer the WebSocket subprotocol {codes.SUBPROTOCOL}\n".encode()
-                await proposal.reject(400, body=body)
+                words = f"offer the WebSocket subprotocol {codes.SUBPROTOCOL}"
+                body = error_body(HTTPStatus.BAD_REQUEST, words)
+                headers = [(b"content-type", b"application/json")]
+                await proposal.reject(400, extra_headers=headers, body=body)
                 nursery.cancel_scope.cancel()
                 return
             socket = await proposal.accept(subprotocol=codes.SUBPROTOCOL)
