@@ -6,7 +6,7 @@ from quart import request
 from werkzeug.exceptions import Forbidden
 
 from creche import UserId
-from creche_server.auth import SESSION_COOKIE, Auth, NotAuthenticatedError
+from creche_server.auth import Auth, NotAuthenticatedError
 
 _SAFE: frozenset[str] = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -20,7 +20,7 @@ def current_user(auth: Auth, *, cookie: bool = True) -> UserId:
     header = request.headers.get("Authorization")
     if header is not None:
         return auth.check_authorization(header)
-    session = request.cookies.get(SESSION_COOKIE) if cookie else None
+    session = request.cookies.get(auth.session_cookie) if cookie else None
     if session is None:
         msg = "a bearer token is needed: `Authorization: Bearer TOKEN`"
         raise NotAuthenticatedError(msg)

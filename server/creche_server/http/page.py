@@ -10,7 +10,7 @@ from typing import Any, Final
 from quart import Blueprint, Response, redirect, request
 from werkzeug.exceptions import NotFound
 
-from creche_server.auth import SESSION_COOKIE, SESSION_SECONDS, Auth, NotAuthenticatedError
+from creche_server.auth import SESSION_SECONDS, Auth, NotAuthenticatedError
 from creche_server.http.identity import current_user
 from creche_server.services import Services
 
@@ -47,7 +47,7 @@ class _Page:
             return redirect("/", HTTPStatus.SEE_OTHER) if self._has_session() else self._page()
         answer = redirect("/", HTTPStatus.SEE_OTHER)  # the ticket leaves the address bar
         answer.set_cookie(
-            SESSION_COOKIE,
+            self._auth.session_cookie,
             self._auth.mint_session(user_id),
             max_age=SESSION_SECONDS,
             httponly=True,
