@@ -27,7 +27,7 @@ from creche import (
 from creche_server.admission import Sockets
 from creche_server.assistant import Assistant, calculator, clock, history_tool
 from creche_server.auth import Auth
-from creche_server.data_directory import address_file, load_key, locked
+from creche_server.data_directory import address_file, is_open_to_others, load_key, locked
 from creche_server.database import open_database
 from creche_server.door import Door
 from creche_server.http import make_app
@@ -71,8 +71,12 @@ async def serve(
     OSError if the address cannot be had, and what opening the database or the model raises.
     """
     with locked(settings.data):
+        if is_open_to_others(settings.data):
+            _log.warning(
+                "other users of this machine can look into %s; `chmod 700` it", settings.data
+            )
         auth = Auth(load_key(settings.data), origins=settings.origins)
-        async with open_database(settings.database_url) as store, store.open_claim():
+        async with open_database(settings.database_url, alone=True) as store:
             if lost := await end_lost_runs(store):
                 _log.warning("%d runs of a server that died were ended as lost", lost)
             tools = (calculator, clock, history_tool(store))

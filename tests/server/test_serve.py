@@ -267,6 +267,21 @@ class TestStarting:
             assert stat.S_IMODE((server.settings.data / name).stat().st_mode) == 0o600
         assert stat.S_IMODE(server.settings.data.stat().st_mode) == 0o700
 
+    @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o701])
+    async def test_in_a_directory_that_others_can_look_into_says_so(
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        mode: int,
+    ) -> None:
+        data = tmp_path / "data"
+        data.mkdir()
+        data.chmod(mode)
+        async with open_server(data):
+            pass
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert [str(data) in words for words in warnings] == [True] * (mode != 0o700)
+
     async def test_announces_a_link_that_works_once(self, server: Server) -> None:
         path = server.listening.page_link.removeprefix(server.url)
         async with server.http(None) as http:

@@ -1,8 +1,9 @@
-"""Opens the database: the engine with its pool, migrated to the newest schema."""
+"""Opens the database: the engine with its pool, claimed if asked, then migrated."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 
+from creche_server.database.claim import open_claim
 from creche_server.database.store import SqlStore
 
 READERS: Final = 4  # hops that read at once; writing is one more, and one at a time
@@ -23,44 +25,50 @@ _MIGRATION_LOCK: Final = 0x63726563  # any number that is ours alone; PostgreSQL
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[SqlStore]:
+async def open_database(url: str, *, alone: bool = False) -> AsyncIterator[SqlStore]:
     """A store on `url`, its schema brought up to date first.
 
-    `sqlite:///PATH` or `postgresql://...`. Resource handling: the pool is closed with the
-    block. Raises sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
+    `sqlite:///PATH` or `postgresql://...`. A server is to be `alone`: it has the database to
+    itself for as long as the block, and touches nothing of it before it knows that it has.
+    Resource handling: the pool is closed with the block. Raises AlreadyServedError, see
+    `open_claim`, and sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or
+    migrated.
     """
-    engine = await trio.to_thread.run_sync(_opened, make_url(url))
+    engine = _engine(make_url(url))
     try:
-        yield SqlStore(engine, readers=READERS)
+        async with open_claim(engine) if alone else contextlib.nullcontext():
+            await trio.to_thread.run_sync(_migrate, engine)
+            yield SqlStore(engine, readers=READERS)
     finally:
         engine.dispose()
 
 
-def _opened(url: URL) -> Engine:
-    """Connect and migrate; runs in a thread."""
+def _engine(url: URL) -> Engine:
+    """Not connected yet."""
     if url.get_backend_name() == "sqlite":
-        engine = _sqlite(url)
-    else:
-        engine = create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            pool_size=READERS + 1,
-            max_overflow=0,
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT},
-            hide_parameters=True,  # what people said is nothing for an error or a log
-        )
-    try:
-        with engine.execution_options(writes=True).begin() as connection:
-            migrate(connection)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+        return _sqlite(url)
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=READERS + 1,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT},
+        hide_parameters=True,  # what people said is nothing for an error or a log
+    )
+
+
+def _migrate(engine: Engine) -> None:
+    """Runs in a thread."""
+    with engine.execution_options(writes=True).begin() as connection:
+        migrate(connection)
 
 
 def _sqlite(url: URL) -> Engine:
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What people said is nobody else's to read. SQLite gives -wal and -shm the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     engine = create_engine(
         url,
         pool_size=READERS + 1,

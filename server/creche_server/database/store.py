@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -35,7 +34,6 @@ from creche import (
     UserId,
 )
 from creche_server.database import queries
-from creche_server.database.claim import open_claim
 from creche_server.database.rows import (
     chunk_row,
     message_of,
@@ -188,10 +186,6 @@ class SqlStore:
                 return connection.execute(queries.UNFINISHED_RUNS).mappings().all()
 
         return [run_of(row) for row in await trio.to_thread.run_sync(read, limiter=self._readers)]
-
-    def open_claim(self) -> AbstractAsyncContextManager[None]:
-        """Have the database to ourselves; see `database.claim`."""
-        return open_claim(self._engine)
 
     async def ping(self) -> None:
         """Ask the database for an answer; raises whatever its driver raises."""
