@@ -35,7 +35,8 @@ class Sockets:
     def held(self, user_id: UserId) -> Iterator[None]:
         """One more socket of that user. Raises RefusedError past the cap."""
         if self._open.get(user_id, 0) >= self._most:
-            raise RefusedError(codes.TOO_MANY, f"a user may have {self._most} connections open")
+            msg = f"a user may have {self._most} connections open (max_connections_per_user)"
+            raise RefusedError(codes.TOO_MANY, msg)
         self._open[user_id] = self._open.get(user_id, 0) + 1
         try:
             yield

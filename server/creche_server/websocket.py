@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from creche import (
+    Entry,
     IsolationError,
     Journal,
     Run,
@@ -49,6 +50,7 @@ _log: Final = logging.getLogger("creche.websocket")
 PING_INTERVAL: Final = 20.0  # seconds; a client that does not answer one is gone
 _HANDSHAKE_TIMEOUT: Final = 1.0  # seconds to make a handshake of bytes that are there
 _COMMANDS_AT_ONCE: Final = 32  # that wait for something, of one connection
+_PART_BYTES: Final = 64 * 1024  # of events that are posted in one go
 _LAST_WORD_TIMEOUT: Final = 1.2  # seconds to pass on what is left, when the process goes
 _CLOSE_TIMEOUT: Final = 0.5  # seconds for the peer to answer a close frame
 
@@ -303,11 +305,14 @@ class ChatClient:
         self._caught_up = lambda: sent >= journal.visible
         while True:
             entries = await journal.read(after=sent)
-            await self._outbox.relieved()
-            self._check_owner(journal)
-            self._outbox.post(b"".join([text_frame(entry.data) for entry in entries]))
-            sent = entries[-1].seq
-            self._progress.unpark_all()
+            for frames, last in in_parts(entries):
+                if sent >= entries[0].seq:  # others get their turn between the parts of a replay
+                    await trio.lowlevel.checkpoint()
+                await self._outbox.relieved()
+                self._check_owner(journal)
+                self._outbox.post(frames)
+                sent = last
+                self._progress.unpark_all()
 
     def _check_owner(self, journal: Journal) -> None:
         """One check more, so that no fault before it ever sends a user another's events."""
@@ -358,6 +363,24 @@ class ChatClient:
             return
         retry_after = getattr(error, "retry_after", None)
         self._reply(replies.error(command_id, code, str(error), retry_after=retry_after))
+
+
+def in_parts(entries: Sequence[Entry]) -> Iterator[tuple[bytes, int]]:
+    """The entries' frames, joined to parts of some 64 KiB, each with its last `seq`.
+
+    What a slow client has not taken is then bounded by a part, however much was read for it.
+    """
+    frames: list[bytes] = []
+    size = 0
+    for entry in entries:
+        frame = text_frame(entry.data)
+        frames.append(frame)
+        size += len(frame)
+        if size >= _PART_BYTES:
+            yield b"".join(frames), entry.seq
+            frames, size = [], 0
+    if frames:
+        yield b"".join(frames), entries[-1].seq
 
 
 def start_of(journal: Journal, command: Subscribe) -> tuple[int, bool]:
