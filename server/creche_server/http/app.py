@@ -10,9 +10,9 @@ from werkzeug.exceptions import BadRequest
 
 from creche_server.addresses import why_not
 from creche_server.http.agents import agent_routes
+from creche_server.http.errors import tell_errors
 from creche_server.http.health import health_routes
 from creche_server.http.page import page_routes
-from creche_server.http.refusals import register_refusals
 from creche_server.http.threads import thread_routes
 from creche_server.http.tickets import ticket_routes
 from creche_server.services import Services
@@ -33,7 +33,7 @@ def make_app(services: Services) -> QuartTrio:
     app = QuartTrio("creche_server", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _MOST_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]  # a provider's own attribute
-    register_refusals(app)
+    tell_errors(app)
     for routes in (
         agent_routes(services),
         health_routes(services),

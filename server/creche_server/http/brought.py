@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from quart import request
 
 Model = TypeVar("Model", bound=BaseModel)
+Part = Literal["query", "body"]
 
 
 class UnfitError(Exception):
     """The query or the body is not what the address asks for."""
 
-    def __init__(self, error: ValidationError, *, part: str) -> None:
+    def __init__(self, problems: Iterable[tuple[str, str]], *, part: Part) -> None:
+        """`problems` are pairs of a field's name, empty for the whole, and a sentence."""
         super().__init__(f"the request's {part} does not fit; see `details`")
-        self.details = [
-            {"field": ".".join(map(str, item["loc"])), "problem": item["msg"]}
-            for item in error.errors(include_input=False, include_url=False)
-        ]
+        self.details = [{"field": field, "problem": problem} for field, problem in problems]
 
 
 def query(model: type[Model]) -> Model:
@@ -26,7 +26,7 @@ def query(model: type[Model]) -> Model:
     try:
         return model.model_validate(request.args.to_dict())
     except ValidationError as error:
-        raise UnfitError(error, part="query") from None
+        raise UnfitError(_problems_of(error), part="query") from None
 
 
 async def body(model: type[Model]) -> Model:
@@ -35,4 +35,9 @@ async def body(model: type[Model]) -> Model:
     try:
         return model.model_validate_json(data or b"{}")
     except ValidationError as error:
-        raise UnfitError(error, part="body") from None
+        raise UnfitError(_problems_of(error), part="body") from None
+
+
+def _problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
+    for item in error.errors(include_input=False, include_url=False):
+        yield ".".join(map(str, item["loc"])), item["msg"]

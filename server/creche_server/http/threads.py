@@ -7,11 +7,11 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from quart import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
-from creche import NewThread, RunId, ThreadId, ThreadRecord, UserId, new_id
+from creche import InvalidContextError, NewThread, RunId, ThreadRecord, UserId, new_id
 from creche_server.addresses import check_thread_id
 from creche_server.http import brought
 from creche_server.http.identity import current_user
@@ -49,11 +49,6 @@ class ThreadRequest(BaseModel):
 
     thread_id: str | None = None
     title: str = Field("", max_length=200)
-
-    @field_validator("thread_id")
-    @classmethod
-    def _can_stand_in_an_address(cls, value: str | None) -> str | None:
-        return None if value is None else check_thread_id(value)
 
 
 def thread_routes(services: Services) -> Blueprint:
@@ -93,7 +88,10 @@ class _Threads:
     async def make(self) -> Any:
         user_id = current_user(self._auth)
         body = await brought.body(ThreadRequest)
-        thread_id = ThreadId(body.thread_id or new_id())
+        try:
+            thread_id = check_thread_id(body.thread_id or new_id())
+        except InvalidContextError as error:
+            raise brought.UnfitError([("thread_id", str(error))], part="body") from error
         existing = await self._store.thread(user_id, thread_id)
         if existing is not None and (existing.title or not body.title):
             return jsonify(self._summary(existing)), 200  # and nothing of it has changed

@@ -26,7 +26,7 @@ _STATUS: Final = {
 }
 
 
-def register_refusals(app: QuartTrio) -> None:
+def tell_errors(app: QuartTrio) -> None:
     """Have every error of the application's answered in words of ours."""
     app.register_error_handler(NotAuthenticatedError, _not_authenticated)
     app.register_error_handler(UnfitError, _unfit)
