@@ -16,8 +16,8 @@ from creche import (
     SecurityAudit,
     ThreadId,
     UserId,
-    check_id,
 )
+from creche_server.addresses import check_thread_id, why_not
 from creche_server.auth import NotAuthenticatedError
 from creche_server.services import Services
 from creche_server.wire import codes
@@ -73,7 +73,7 @@ class Sockets:
     def held(self, user_id: UserId) -> Iterator[None]:
         """One more socket of that user. Raises RefusedError past the cap."""
         if self._open.get(user_id, 0) >= self._most:
-            message = f"a user may have {self._most} connections open"
+            message = f"a user may have {self._most} connections open (max_connections_per_user)"
             raise RefusedError(codes.TOO_MANY, message, "limit_hit", user=user_id)
         self._open[user_id] = self._open.get(user_id, 0) + 1
         try:
@@ -100,10 +100,12 @@ def admit(request: h11.Request, services: Services) -> tuple[UserId, ThreadId]:
             raise RefusedError(codes.UNAUTHORIZED, "a bearer token or a ticket is needed")
     except NotAuthenticatedError as error:
         raise RefusedError(codes.UNAUTHORIZED, str(error), "token_refused") from None
+    if refusal := why_not(target.path.encode()):
+        raise RefusedError(codes.BAD_REQUEST, refusal, "invalid_context", user=user_id)
     match target.path.split("/"):
         case ["", "threads", thread_id, "stream"] | ["", "threads", thread_id, "stream", "events"]:
             try:
-                return user_id, ThreadId(check_id("thread_id", unquote(thread_id)))
+                return user_id, check_thread_id(unquote(thread_id))
             except InvalidContextError as error:
                 raise RefusedError(
                     codes.BAD_REQUEST,

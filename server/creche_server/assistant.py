@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final
 from zoneinfo import ZoneInfo
 
 import msgspec
-from simpleeval import SimpleEval
 
 from creche import ModelAgent, RunError, Store, Tool, ToolContext, role_of, text_of, tool
+from creche_server.arithmetic import evaluate
 
-_FUNCTIONS: Final = (
-    abs,
-    max,
-    min,
-    round,
-    math.sqrt,
-    math.log,
-    math.log10,
-    math.exp,
-    math.sin,
-    math.cos,
-    math.tan,
-    math.floor,
-    math.ceil,
-    math.factorial,
-)
-_MOST_FACTORIAL: Final = 1000
-_EXACT: Final = 1e15  # up to here a float is as exact as the integer
 _MOST_FOUND: Final = 5
 _EXCERPT: Final = 300  # characters
 
@@ -50,24 +31,11 @@ def calculator(
     expression: Annotated[str, msgspec.Meta(description="such as `37 * 91` or `sqrt(2) / 3`")],
 ) -> str:
     """Evaluate an arithmetic expression."""
-    functions: dict[str, Any] = {function.__name__: function for function in _FUNCTIONS}
-    functions["factorial"] = _factorial
-    evaluator = SimpleEval(functions=functions, names={"pi": math.pi, "e": math.e})
     try:
-        value = cast("Any", evaluator).eval(expression.replace("^", "**"))
-        if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
-            value = int(value)
-        return str(value)  # which a number of many thousand digits refuses
-    except Exception as error:  # boundary: whatever the library makes of somebody's expression
-        msg = f"{expression[:100]!r} cannot be calculated: {error}"
+        return str(evaluate(expression))
+    except Exception as error:  # boundary: whatever Python makes of somebody's expression
+        msg = f"{expression[:100]!r} cannot be calculated: {str(error)[:_EXCERPT]}"
         raise RunError(msg) from error
-
-
-def _factorial(number: int) -> int:
-    if number > _MOST_FACTORIAL:
-        msg = f"factorials up to {_MOST_FACTORIAL} are enough"
-        raise ValueError(msg)
-    return math.factorial(number)
 
 
 @tool

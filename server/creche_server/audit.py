@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 from creche import AuditSink, JsonlSink, SecurityAudit, open_audit
-from creche_server.data_directory import load_key, locked
+from creche_server.data_directory import is_open_to_others, load_key, locked
 from creche_server.database import open_sql_sink
 from creche_server.settings import Settings
+
+_log: Final = logging.getLogger("creche.serve")
 
 
 def audit_file(data: Path) -> Path:
@@ -34,6 +38,10 @@ async def open_data(settings: Settings, sink: AuditSink | None) -> AsyncIterator
     Raises AlreadyServedError, and what `open_audit` raises.
     """
     with locked(settings.data):
+        if is_open_to_others(settings.data):
+            _log.warning(
+                "other users of this machine can look into %s; `chmod 700` it", settings.data
+            )
         key = audit_key(settings.data)
         async with contextlib.AsyncExitStack() as stack:
             if sink is None and settings.audit == "database":

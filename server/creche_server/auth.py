@@ -7,6 +7,7 @@ are the one thing that is: single use means remembering, for their few seconds o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import secrets
 import time
 from collections import deque
@@ -19,7 +20,6 @@ from itsdangerous import BadData, URLSafeSerializer
 from creche import InvalidContextError, UserId, check_id
 
 TOKEN_PREFIX: Final = "creche_"  # noqa: S105  no secret: it tells what a token is for
-SESSION_COOKIE: Final = "creche_session"
 SESSION_SECONDS: Final = 7 * 24 * 3600
 PAGE_TICKET_SECONDS: Final = 600
 SOCKET_TICKET_SECONDS: Final = 30
@@ -27,6 +27,11 @@ _MOST_TICKETS: Final = 10_000
 _TICKETS_PER_USER: Final = 64
 
 Purpose = Literal["page", "websocket"]
+
+
+def _fingerprint(key: bytes) -> str:
+    """Enough to tell servers apart by, and nothing to guess a key by."""
+    return hashlib.sha256(b"creche.session-cookie" + key).hexdigest()[:12]
 
 
 class NotAuthenticatedError(Exception):
@@ -48,6 +53,8 @@ class Auth:
     """Signs and checks who somebody is. Shared by all connections of a process."""
 
     def __init__(self, key: bytes, *, origins: Collection[str] = ()) -> None:
+        # Cookies know no ports: two servers on one host must not log each other's users out.
+        self.session_cookie = f"creche_session_{_fingerprint(key)}"
         self._bearer = URLSafeSerializer(key, salt="creche.bearer")
         self._session = URLSafeSerializer(key, salt="creche.session")
         self._origins = frozenset(origins)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -56,6 +57,11 @@ def locked_file(path: str | Path, refusal: str) -> Iterator[None]:
         except OSError:
             raise AlreadyServedError(refusal) from None
         yield
+
+
+def is_open_to_others(data: Path) -> bool:
+    """Whether anybody but its owner has any right in it, as in one that was there before us."""
+    return bool(stat.S_IMODE(data.stat().st_mode) & (stat.S_IRWXG | stat.S_IRWXO))
 
 
 @contextlib.contextmanager

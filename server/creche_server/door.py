@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Final
 
 import h11
+import msgspec
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
@@ -28,6 +29,7 @@ _log: Final = logging.getLogger("creche.door")
 
 HEAD_TIMEOUT: Final = 10.0  # seconds for a request's head to arrive
 SEND_TIMEOUT: Final = 20.0  # seconds that a peer may read nothing
+_SLICE_BYTES: Final = 16 * 1024  # of an answer, in that time
 _MOST_HEAD_BYTES: Final = 32 * 1024
 _RECEIVE_BYTES: Final = 16 * 1024
 
@@ -58,6 +60,12 @@ class HttpStream(trio.abc.HalfCloseableStream):
         self.socket = stream.socket  # hypercorn asks it for the peer's address
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        # In slices, so that the deadline is for no progress and not for a slow line.
+        whole = memoryview(data)
+        for start in range(0, len(whole), _SLICE_BYTES):
+            await self._send(whole[start : start + _SLICE_BYTES])
+
+    async def _send(self, data: memoryview) -> None:
         # Broken for good: hypercorn would try each further part of an answer for as long again.
         if not self._broken:
             with trio.move_on_after(SEND_TIMEOUT) as patience:
@@ -146,8 +154,7 @@ class Door:
             await _refuse(stream, HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
             return
         except h11.RemoteProtocolError as error:
-            status = HTTPStatus(error.error_status_hint)
-            await _refuse(stream, status, "this is not a request that HTTP/1.1 knows")
+            await _refuse(stream, *_what_is_wrong(error))
             return
         if request is None:
             return
@@ -211,6 +218,14 @@ def _body_of(request: h11.Request, rest: bytes) -> bytes:
     return rest[: int(headers.get(b"content-length", b"0"))]
 
 
+def _what_is_wrong(error: h11.RemoteProtocolError) -> tuple[HTTPStatus, str]:
+    """The status and the words for bytes that are no request."""
+    status = HTTPStatus(error.error_status_hint)
+    if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+        return status, f"the request's head is longer than {_MOST_HEAD_BYTES // 1024} KiB"
+    return status, "this is not a request that HTTP/1.1 knows"
+
+
 def _why_not(request: h11.Request) -> tuple[HTTPStatus, str] | None:
     """The status and the words for a request that neither library should meet, else None."""
     if request.http_version not in _VERSIONS or request.method == b"PRI":
@@ -234,11 +249,17 @@ def _wants_websocket(request: h11.Request) -> bool:
     )
 
 
+def error_body(status: HTTPStatus, message: str) -> bytes:
+    """A refusal in the shape that all of ours have."""
+    code = status.phrase.lower().replace(" ", "_").replace("-", "_")
+    return msgspec.json.encode({"error": code, "message": message}) + b"\n"
+
+
 async def _refuse(stream: trio.SocketStream, status: HTTPStatus, message: str) -> None:
-    body = message.encode() + b"\n"
+    body = error_body(status, message)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
-        "content-type: text/plain; charset=utf-8\r\n"
+        "content-type: application/json\r\n"
         f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     with trio.move_on_after(SEND_TIMEOUT):

@@ -64,6 +64,7 @@ class Outbox(trio.abc.Stream):
         self._flusher = flusher
         self._stall_timeout = stall_timeout
         self._queue: list[bytes] = []
+        self._sent = 0  # bytes of the queue's head that are written already
         self._queued_bytes = 0
         self._marked = False
         self._stall = trio.Event()  # set: the peer does not take all that we have
@@ -93,27 +94,38 @@ class Outbox(trio.abc.Stream):
     def flush(self) -> None:
         """Write as much of the queue as the socket takes. Never waits, never raises."""
         self._marked = False
-        if self._broken or self._closed or not self._queue:
-            return
-        data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
+        while self._queue and not (self._broken or self._closed):
+            if not self._write_head():
+                break
+        if self._waiting and self._queued_bytes < HIGH_WATER:
+            self._waiting.unpark_all()
+
+    def _write_head(self) -> bool:
+        """Write what is at the head of the queue; whether the socket took all of it."""
+        if len(self._queue) > 1 and not self._sent:
+            self._queue[:] = [b"".join(self._queue)]
+        head = self._queue[0]
+        # The rest of what was begun is written from where it lies: copied, it would be copied
+        # again at each of the socket's small bites.
+        rest = memoryview(head)[self._sent :] if self._sent else head
         try:
             # Asked for each time: once the socket is closed it is -1, while a number that was
             # remembered may by now be another user's connection.
-            sent = os.write(self._stream.socket.fileno(), data)
+            taken = os.write(self._stream.socket.fileno(), rest)
         except BlockingIOError:
-            sent = 0
+            taken = 0
         except OSError:
             self._break()
-            return
+            return False
         self._written_at = time.monotonic()
-        self._queued_bytes -= sent
-        if sent == len(data):
-            self._queue.clear()
-        else:
-            self._queue[:] = [data[sent:]]
+        self._queued_bytes -= taken
+        if taken < len(rest):
+            self._sent += taken
             self._stall.set()
-        if self._waiting and self._queued_bytes < HIGH_WATER:
-            self._waiting.unpark_all()
+            return False
+        del self._queue[0]
+        self._sent = 0
+        return True
 
     async def relieved(self) -> None:
         """Wait until little enough is unsent for more to be queued."""
@@ -187,6 +199,7 @@ class Outbox(trio.abc.Stream):
     def _break(self) -> None:
         self._broken = True
         self._queue.clear()
+        self._sent = 0
         self._queued_bytes = 0
         self._stall.set()
         self._waiting.unpark_all()

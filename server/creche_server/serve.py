@@ -80,7 +80,7 @@ async def serve(
     """
     async with open_data(settings, audit_sink) as audit:
         auth = Auth(load_key(settings.data), origins=settings.origins)
-        async with open_database(settings.database_url) as store, store.open_claim():
+        async with open_database(settings.database_url, alone=True) as store:
             if lost := await end_lost_runs(store):
                 runs = "1 run" if lost == 1 else f"{lost} runs"
                 _log.warning("%s of a server that died ended as lost", runs)

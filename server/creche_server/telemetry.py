@@ -23,16 +23,16 @@ def configure_logging(level: str, stream: TextIO) -> None:
         _add_run,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    ending: list[structlog.typing.Processor]
-    if stream.isatty():
-        plain = structlog.dev.plain_traceback
-        ending = [_redact, structlog.dev.ConsoleRenderer(exception_formatter=plain)]
-    else:
-        ending = [
-            structlog.processors.format_exc_info,
-            _redact,
-            structlog.processors.JSONRenderer(),
-        ]
+    # Tracebacks are text before secrets are looked for: they quote what was passed around.
+    # ConsoleRenderer would make its own of `exc_info`, behind the redaction's back.
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
+    )
+    ending: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        _redact,
+        renderer,
+    ]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

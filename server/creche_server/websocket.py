@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 import h11
@@ -16,6 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from creche import (
+    Entry,
     IsolationError,
     Journal,
     Run,
@@ -28,14 +30,16 @@ from creche import (
 )
 from creche._audit import note_mix_up
 from creche_server.admission import RefusedError, Sockets, admit, audited
-from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT
+from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, error_body
 from creche_server.outbox import Outbox
+from creche_server.recall import UnknownRunError, recall
 from creche_server.services import Services
 from creche_server.wire import codes, replies
 from creche_server.wire.commands import (
     MAX_COMMAND_BYTES,
     RunCancel,
     RunStart,
+    StateGet,
     Subscribe,
     Unsubscribe,
     WireError,
@@ -48,6 +52,7 @@ _log: Final = logging.getLogger("creche.websocket")
 PING_INTERVAL: Final = 20.0  # seconds; a client that does not answer one is gone
 _HANDSHAKE_TIMEOUT: Final = 1.0  # seconds to make a handshake of bytes that are there
 _COMMANDS_AT_ONCE: Final = 32  # that wait for something, of one connection
+_PART_BYTES: Final = 64 * 1024  # of events that are posted in one go
 _LAST_WORD_TIMEOUT: Final = 1.2  # seconds to pass on what is left, when the process goes
 _CLOSE_TIMEOUT: Final = 0.5  # seconds for the peer to answer a close frame
 
@@ -73,8 +78,10 @@ async def serve_chat(
             proposal = await wrap_server_stream(nursery, outbox, max_message_size=MAX_COMMAND_BYTES)
         with trio.fail_after(HEAD_TIMEOUT):
             if codes.SUBPROTOCOL not in proposal.proposed_subprotocols:
-                body = f"offer the WebSocket subprotocol {codes.SUBPROTOCOL}\n".encode()
-                await proposal.reject(400, body=body)
+                words = f"offer the WebSocket subprotocol {codes.SUBPROTOCOL}"
+                body = error_body(HTTPStatus.BAD_REQUEST, words)
+                headers = [(b"content-type", b"application/json")]
+                await proposal.reject(400, extra_headers=headers, body=body)
                 nursery.cancel_scope.cancel()
                 return
             socket = await proposal.accept(subprotocol=codes.SUBPROTOCOL)
@@ -148,7 +155,7 @@ class ChatClient:
             elif isinstance(command, RunCancel):
                 self._spawn(nursery, command_id, functools.partial(self._cancel_run, command))
             else:
-                self._spawn(nursery, command_id, self._state)
+                self._spawn(nursery, command_id, functools.partial(self._state, command))
 
     # --- commands that wait: bounded tasks of the connection's nursery
 
@@ -227,13 +234,19 @@ class ChatClient:
             raise WireError(msg, code="no_such_run", id=None)
         return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
 
-    async def _state(self) -> dict[str, Any]:
+    async def _state(self, command: StateGet) -> dict[str, Any]:
         # One at a time, and only once what was answered before is on its way: each may be
         # megabytes long, and who asks need not be one who reads.
         async with self._state_turn:
             await self._outbox.relieved()
-            stored = await self._services.store.messages(self._user_id, self._thread_id)
-        return {"values": {"messages": [item.message for item in stored]}}
+            recalled = await recall(
+                self._services.store,
+                self._user_id,
+                self._thread_id,
+                limit=command.limit,
+                before=command.before,
+            )
+        return recalled.to_dict()
 
     # --- the subscription
 
@@ -302,10 +315,13 @@ class ChatClient:
         while True:
             entries = await journal.read(after=sent)
             self._check_owned(journal)
-            await self._outbox.relieved()
-            self._outbox.post(b"".join([text_frame(entry.data) for entry in entries]))
-            sent = entries[-1].seq
-            self._progress.unpark_all()
+            for frames, last in in_parts(entries):
+                if sent >= entries[0].seq:  # others get their turn between the parts of a replay
+                    await trio.lowlevel.checkpoint()
+                await self._outbox.relieved()
+                self._outbox.post(frames)
+                sent = last
+                self._progress.unpark_all()
 
     def _check_owned(self, journal: Journal) -> None:
         """The last of the layers that ask: what is shown here is this socket's user's."""
@@ -349,6 +365,9 @@ class ChatClient:
         if isinstance(error, WireError):
             self._reply(replies.error(command_id, error.code, error.message))
             return
+        if isinstance(error, UnknownRunError):
+            self._reply(replies.error(command_id, "no_such_run", str(error)))
+            return
         code = replies.code_of(error)
         if code is None:
             reference = new_id()[:12]
@@ -358,6 +377,24 @@ class ChatClient:
             return
         retry_after = getattr(error, "retry_after", None)
         self._reply(replies.error(command_id, code, str(error), retry_after=retry_after))
+
+
+def in_parts(entries: Sequence[Entry]) -> Iterator[tuple[bytes, int]]:
+    """The entries' frames, joined to parts of some 64 KiB, each with its last `seq`.
+
+    What a slow client has not taken is then bounded by a part, however much was read for it.
+    """
+    frames: list[bytes] = []
+    size = 0
+    for entry in entries:
+        frame = text_frame(entry.data)
+        frames.append(frame)
+        size += len(frame)
+        if size >= _PART_BYTES:
+            yield b"".join(frames), entry.seq
+            frames, size = [], 0
+    if frames:
+        yield b"".join(frames), entries[-1].seq
 
 
 def start_of(journal: Journal, command: Subscribe) -> tuple[int, bool]:

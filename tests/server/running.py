@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_st
 from creche import Agent, AgentClassRegistry, AuditSink, Tool
 from creche_server.auth import Auth
 from creche_server.data_directory import load_key
+from creche_server.outbox import Outbox
 from creche_server.serve import Listening, Stop, serve
 from creche_server.settings import Settings
 
@@ -297,6 +299,15 @@ async def open_server(
                 await ended.wait()
         except trio.TooSlowError:
             raise AssertionError("the server did not stop in its time") from None
+
+
+def unsent() -> int:
+    """Bytes that wait in the server's outboxes."""
+    return sum(
+        outbox._queued_bytes
+        for outbox in gc.get_objects()
+        if type(outbox) is Outbox and not outbox._closed
+    )
 
 
 def asking(words: str, agent: str = "assistant") -> dict[str, Any]:

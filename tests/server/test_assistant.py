@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ from creche_server.database import open_database
         ("pi", "3.141592653589793"),
         ("1e300 * 10", "1e+301"),
         ("0.1 + 0.2", "0.30000000000000004"),
+        ("-7 % 3", "2"),
+        ("round(2.345, 1)", "2.3"),
+        ("round(1234, -2)", "1200"),
+        ("2 ** 13999 // 2 ** 13990", "512"),
+        ("(-1) ** 10 ** 9", "1"),
+        ("2 ** -2", "0.25"),
+        ("2.5 ** -20000", "0"),
+        ("1 << 10", "1024"),
+        ("1 if 2 > 1 else 0", "1"),
     ],
 )
 def test_the_calculator_is_right(expression: str, value: str) -> None:
@@ -60,11 +70,63 @@ def test_the_calculator_is_right(expression: str, value: str) -> None:
         "(" * 500 + "1" + ")" * 500,
         "1" * 5000,
         "factorial(1000) * factorial(1000) * factorial(1000)",
+        "'a' + 'b'",
+        "True + 'b'",
+        "f'{1:>9}'",
+        "x = 1",
+        "1; 2",
+        "sqrt",
+        "max(sqrt, 1)",
+        "round(1.5, ndigits=1)",
+        "1j * 1j",
+        "(-8) ** 0.5",
+        "None",
     ],
 )
 def test_the_calculator_says_what_it_will_not_do(expression: str) -> None:
     with pytest.raises(RunError, match="cannot be calculated"):
         calculator.function(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "3999999 ** 1000000",
+        "2 ** 3999999",
+        "2 ** 14000",
+        "(-3) ** 100000",
+        "2 ** 2 ** 2 ** 2 ** 2 ** 2",
+        "10 ** 10 ** 10",
+        "10 ** 4200 * 10 ** 4200 % 7",
+        "9 ** 999 ** 9 % 7",
+        "1 << 30000000",
+        "1 << 10 ** 4000",
+        "'%30000000d' % 1",
+        "'%*d' % (30000000, 1)",
+        "f'{1:>30000000}'",
+        "'x' * 99999 * 99999",
+        "round(1, -30000000)",
+        "round(1, -10 ** 4000)",
+        "*".join(["factorial(1000)"] * 60),
+        "+".join(["factorial(999) ** 1 % 7"] * 41),
+        "(" * 190 + "9**9**9" + ")" * 190,
+        "-" * 990 + "1",
+        "9" * 1000 + "**9",
+        "9" * 100_000,
+        "1+" * 100_000 + "1",
+        "max(" + "9" * 900 + "**9, 1) ** 9",
+    ],
+    ids=lambda expression: f"{expression[:30]} {len(expression)}",
+)
+def test_no_expression_stalls_the_process(expression: str) -> None:
+    """Arithmetic on long integers holds the interpreter's lock: every other run would wait."""
+    began = time.thread_time()
+    try:
+        told = str(calculator.function(expression))
+    except RunError as error:
+        told = str(error)
+    assert time.thread_time() - began < 0.05
+    assert len(told) < 4300
 
 
 async def test_the_clock_knows_where() -> None:

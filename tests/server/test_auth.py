@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.server.running import Server, open_server
 
 from creche import InvalidContextError, UserId
-from creche_server.auth import SESSION_COOKIE, TOKEN_PREFIX, Auth, NotAuthenticatedError
+from creche_server.auth import TOKEN_PREFIX, Auth, NotAuthenticatedError, Purpose
 from creche_server.data_directory import load_key
 
 KEY = b"k" * 32
@@ -64,12 +64,14 @@ class TestTokens:
             # The last character of base64 has bits that mean nothing.
             assert (user, position) == ("ada", len(token) - 1)
 
-    @given(st.text(max_size=60))
-    def test_that_were_never_made_are_none(self, token: str) -> None:
-        for text in (token, TOKEN_PREFIX + token):
-            with pytest.raises(NotAuthenticatedError) as info:
-                Auth(KEY).check_token(text)
-            assert len(token) < 5 or token not in str(info.value)
+    @given(st.text(max_size=60), st.text(max_size=60))
+    def test_that_were_never_made_are_none(self, before: str, after: str) -> None:
+        canary = "cAnArY-7f3a"  # which is in none of our sentences, as any words of theirs may be
+        for token in (before + after, before + canary + after):
+            for text in (token, TOKEN_PREFIX + token):
+                with pytest.raises(NotAuthenticatedError) as info:
+                    Auth(KEY).check_token(text)
+                assert canary not in str(info.value)
 
     def test_are_no_sessions_and_sessions_are_no_tokens(self) -> None:
         auth = Auth(KEY)
@@ -103,6 +105,22 @@ class TestTickets:
         assert auth.use_ticket(ticket, "websocket") == ADA
         with pytest.raises(NotAuthenticatedError):
             auth.use_ticket(ticket, "websocket")
+
+    @pytest.mark.parametrize(("purpose", "seconds"), [("websocket", 30), ("page", 600)])
+    def test_expire(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        purpose: Purpose,
+        seconds: int,
+    ) -> None:
+        auth, now = Auth(KEY), time.time()
+        monkeypatch.setattr(time, "time", lambda: now)
+        in_time, too_late = (auth.mint_ticket(ADA, purpose)[0] for _ in range(2))
+        now += seconds - 0.001
+        assert auth.use_ticket(in_time, purpose) == ADA
+        now += 0.001
+        with pytest.raises(NotAuthenticatedError):
+            auth.use_ticket(too_late, purpose)
 
     def test_are_good_for_one_purpose_and_gone_after_the_wrong_one(self) -> None:
         auth = Auth(KEY)
@@ -195,7 +213,7 @@ class TestAWebSocket:
             bearer("creche_\xe9"),
             [(b"Authorization", b"")],
             [(b"Authorization", b"Basic YTpi")],
-            [(b"Cookie", b"creche_session=x")],
+            [(b"Cookie", f"{server.auth.session_cookie}=x".encode())],
         ):
             async with server.chat(headers=headers) as chat:
                 code, reason = await chat.end()
@@ -209,7 +227,8 @@ class TestAWebSocket:
 
     async def test_with_a_session_cookie_alone_is_refused(self, server: Server) -> None:
         """A cookie travels by itself, with whatever page opens the socket."""
-        cookie = f"{SESSION_COOKIE}={server.auth.mint_session(ADA)}".encode()
+        auth = server.auth
+        cookie = f"{auth.session_cookie}={auth.mint_session(ADA)}".encode()
         async with server.chat(headers=[(b"Cookie", cookie)]) as chat:
             assert (await chat.end())[0] == 4401
 
@@ -367,6 +386,19 @@ class TestThePage:
                 assert "set-cookie" not in answer.headers
                 assert "access-control-allow-origin" not in answer.headers
 
+    async def test_of_another_server_on_this_host_has_a_session_of_its_own(
+        self,
+        tmp_path: Path,
+    ) -> None:
+        """Cookies know no ports: whoever logged in here last would log the other out."""
+        async with open_server(tmp_path / "one") as one, open_server(tmp_path / "two") as two:
+            async with one.http(None) as http:
+                for server in (one, two):
+                    await http.get(server.listening.page_link)
+                for server in (one, two):
+                    answer = await http.get(f"{server.url}/threads")
+                    assert answer.status_code == 200
+
     async def test_with_a_used_link_goes_on_if_there_is_a_session(self, server: Server) -> None:
         async with server.http(None) as http:
             await logged_in(server, http)
@@ -388,7 +420,7 @@ class TestThePage:
     ) -> None:
         async with server.http(None) as http:
             for value in ("", "x", "x.y.z", "\xe9", "a" * 4000):
-                cookie = f"{SESSION_COOKIE}={value}".encode("latin-1")
+                cookie = f"{server.auth.session_cookie}={value}".encode("latin-1")
                 headers = httpx2.Headers([(b"Cookie", cookie)])
                 assert (await http.get("/", headers=headers)).status_code == 401
                 assert (await http.get("/threads", headers=headers)).status_code == 401

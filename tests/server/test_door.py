@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -501,7 +502,36 @@ class TestHttpAtTheDoor:
                     await stream.send_all(b"x" * 1024)
             answer = await bare.read_all(stream)
         # Closing with bytes unread resets the connection, which may overtake the answer.
-        assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+        if answer:
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            assert b"head is longer than 32 KiB" in answer
+
+    @pytest.mark.parametrize(
+        ("data", "status"),
+        [
+            (b"HELO mail\r\n\r\n", 400),
+            (b"GET / HTTP/1.1\r\nX: " + b"x" * (33 * 1024 - 19), 431),
+            (H2_PREFACE, 505),
+            (get(b"*"), 400),
+            (upgrade(subprotocol=b"other"), 400),
+            (get(CHAT_PATH.encode()), 426),
+        ],
+        ids=str,
+    )
+    async def test_says_in_json_what_is_wrong(
+        self,
+        server: Server,
+        data: bytes,
+        status: int,
+    ) -> None:
+        async with await server.connect() as stream:
+            await stream.send_all(data)
+            head, body, _ = await bare.read_answer(stream)
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"content-type: application/json" in head.lower()
+        told = json.loads(body)
+        assert set(told) == {"error", "message"}
+        assert told["message"]
 
 
 # --- on a clock of our own, with no thread about: the deadlines
@@ -546,6 +576,26 @@ def quick_clock() -> MockClock:
     The kernel hands on what is sent on loopback at once, and there is no thread here.
     """
     return MockClock(autojump_threshold=0.1)
+
+
+@contextlib.asynccontextmanager
+async def open_deaf_reader() -> AsyncIterator[tuple[trio.CancelScope, trio.Event]]:
+    """A connection in the middle of an answer: a scope around all of the door, and its end."""
+    scope, left = trio.CancelScope(), trio.Event()
+
+    async def serve(*, task_status: trio.TaskStatus[int]) -> None:
+        with scope:
+            async with open_door(answer_ok) as port:
+                task_status.started(port)
+                await trio.sleep_forever()
+        left.set()
+
+    async with trio.open_nursery() as nursery:
+        port: int = await nursery.start(serve)
+        async with await bare.deaf_connection(port) as s:
+            await s.send_all(get(b"/50000000"))
+            await bare.read_head(s)
+            yield scope, left
 
 
 class TestDeadlines:
@@ -595,6 +645,32 @@ class TestDeadlines:
                         await trio.sleep(5)
                         await s.send_all(b"x")
                 assert trio.current_time() < 50
+
+    async def test_who_reads_slowly_but_steadily_gets_it_all(self, quick_clock: MockClock) -> None:
+        size = 300_000
+        async with open_door(answer_ok) as port, await bare.deaf_connection(port) as s:
+            await s.send_all(get(b"/%d" % size))
+            _, rest = await bare.read_head(s)
+            got = len(rest)
+            while got < size:
+                await trio.sleep(SEND_TIMEOUT / 4)
+                wanted = min(size, got + 12_000)
+                while got < wanted:
+                    more = await s.receive_some(wanted - got)
+                    assert more, f"cut off after {got} bytes"
+                    got += len(more)
+        assert got == size
+        assert trio.current_time() > 3 * SEND_TIMEOUT, "else it was not slow"
+
+    async def test_who_does_not_read_delays_nobodys_leaving(self, quick_clock: MockClock) -> None:
+        """hypercorn shields its sends; the door closes the socket beneath them."""
+        async with open_deaf_reader() as (scope, left):
+            await wait_all_tasks_blocked(0.05)
+            began = trio.current_time()
+            scope.cancel()
+            with trio.fail_after(100):
+                await left.wait()
+            assert trio.current_time() - began < 1
 
     async def test_who_does_not_read_an_answer_is_cut_off(self, quick_clock: MockClock) -> None:
         """Inside hypercorn's shield, where no cancellation would reach."""

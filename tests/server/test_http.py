@@ -9,6 +9,7 @@ import re
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
 import pytest
@@ -29,6 +30,13 @@ async def make_history(server: Server, user: str = "ada", thread: str = "thread-
         await chat.ask("run.cancel", run_id=run_id, wait=True)
 
 
+def next_of(answer: httpx2.Response) -> dict[str, str]:
+    """The query for what was cut off an answer."""
+    address, _, relation = answer.headers["link"].partition(">; ")
+    assert relation == 'rel="next"'
+    return dict(parse_qsl(urlsplit(address.removeprefix("<")).query))
+
+
 class TestThreads:
     async def test_are_made_and_found_again(self, server: Server) -> None:
         async with server.http() as http:
@@ -46,6 +54,19 @@ class TestThreads:
             assert unnamed.status_code == 201
             assert len(unnamed.json()["thread_id"]) == 32
 
+    async def test_that_are_made_again_do_not_change(self, server: Server) -> None:
+        async with server.http() as http:
+            first = (await http.post("/threads", json={"thread_id": "mine"})).json()
+            for body in ({"thread_id": "mine"}, {"thread_id": "mine", "title": ""}):
+                assert (await http.post("/threads", json=body)).json() == first
+            titled = {"thread_id": "mine", "title": "Trip"}
+            second = (await http.post("/threads", json=titled)).json()
+            assert second["title"] == "Trip"
+            assert second["updated_at"] > first["updated_at"]
+            for title in ("Trip", "Other"):
+                again = await http.post("/threads", json=titled | {"title": title})
+                assert again.json() == second
+
     async def test_are_listed_latest_first_and_in_pages(self, server: Server) -> None:
         async with server.http() as http:
             for number in range(5):
@@ -60,10 +81,12 @@ class TestThreads:
         async with server.http() as http:
             for query in (
                 *("limit=0", "limit=1001", "limit=x", "limit=-1", "limit="),
-                *("offset=-1", "page=2"),
+                *("offset=-1", "page=2", f"offset={10**10}", f"offset={10**20}"),
+                *(f"offset={'9' * 5000}",),
             ):
                 answer = await http.get(f"/threads?{query}")
                 assert answer.status_code == 422, query
+                assert answer.json()["message"] == "the request's query does not fit; see `details`"
                 assert answer.json()["details"][0]["field"] == query.partition("=")[0]
 
     async def test_are_busy_while_something_runs_on_them(self, server: Server) -> None:
@@ -86,7 +109,10 @@ class TestThreads:
         async with server.http() as http:
             state = (await http.get("/threads/thread-a/state")).json()
             history = (await http.get("/threads/thread-a/history")).json()
-            page = (await http.get("/threads/thread-a/history?limit=1&offset=1")).json()
+            first = await http.get("/threads/thread-a/history?limit=1")
+            page = (
+                await http.get("/threads/thread-a/history?limit=1", params=next_of(first))
+            ).json()
         roles = [message["role"] for message in state["values"]["messages"]]
         assert roles[:6] == ["user", "assistant", "tool", "assistant", "user", "assistant"]
         assert state["active_run"] is None
@@ -99,6 +125,49 @@ class TestThreads:
         assert page == [history[1]]
         for newer, older in itertools.pairwise(history):
             assert older["metadata"]["last_seq"] + 1 == newer["metadata"]["first_seq"]
+
+    async def test_that_are_long_are_told_in_parts(self, server: Server) -> None:
+        """Seven questions of 240 KB: the whole history would be 6.7 MB, and the state 1.7 MB."""
+        async with server.chat() as chat:
+            await chat.subscribe()
+            for number in range(7):
+                await chat.run(f"tokens=1 {number} " + "x" * 240_000)
+            told = await chat.ask("state.get")
+            asked = await chat.ask("state.get", limit=1, before=told["earlier"])
+        async with server.http() as http:
+            state = await http.get("/threads/thread-a/state")
+            earlier = await http.get(
+                "/threads/thread-a/state", params={"before": told["earlier"], "limit": 1}
+            )
+            pages = [await http.get("/threads/thread-a/history")]
+            while "link" in pages[-1].headers:
+                pages.append(await http.get(pages[-1].headers["link"].split("<")[1].split(">")[0]))
+        for answer in (state, *pages):
+            assert len(answer.content) < 512 * 1024 + 10_000
+        assert state.json()["values"] == told["values"]
+        assert [m["content"][:10] for m in told["values"]["messages"][::2]] == [
+            "tokens=1 5",
+            "tokens=1 6",
+        ]
+        assert earlier.json()["values"] == asked["values"]
+        assert asked["values"]["messages"][0]["content"].startswith("tokens=1 4")
+        states = [one for page in pages for one in page.json()]
+        assert len(states) == 7
+        assert "earlier" not in states[-1]
+
+    async def test_have_no_runs_before_one_that_is_not_theirs(self, server: Server) -> None:
+        await make_history(server)
+        async with server.chat("other") as chat, server.http() as http:
+            run_id = await chat.start("tokens=1")
+            for path in ("state", "history"):
+                answer = await http.get(f"/threads/thread-a/{path}?before={run_id}")
+                assert answer.status_code == 404
+                assert answer.json()["error"] == "no_such_run"
+                for query in ("limit=0", "limit=1001", "limit=x", "offset=1"):
+                    answer = await http.get(f"/threads/thread-a/{path}?{query}")
+                    assert answer.status_code == 422
+            with pytest.raises(CommandError, match="no_such_run"):
+                await chat.ask("state.get", before="none-such")
 
     async def test_are_deleted_with_all_they_have(self, server: Server) -> None:
         await make_history(server)
@@ -151,6 +220,29 @@ class TestThreads:
         async with server.http() as http:
             assert (await http.get("/threads/hers")).json()["last_seq"] > 0
 
+    async def test_have_names_that_can_stand_in_an_address(
+        self,
+        server: Server,
+        complaints: list[str],
+    ) -> None:
+        """What one door let in and another did not find would be there and lost."""
+        async with server.http() as http:
+            for name in ("a/b", "/", ".", ".."):
+                refused = await http.post("/threads", json={"thread_id": name})
+                assert refused.status_code == 422, name
+                (detail,) = refused.json()["details"]
+                assert detail["field"] == "thread_id"
+                assert "address" in detail["problem"]
+                async with server.chat(path=f"/threads/{quote(name, safe='')}/stream") as chat:
+                    code, reason = await chat.end()
+                assert code == 4400
+                assert "address" in str(reason)
+            for path in ("a%2Fb", "a%2fb", "a%2Fb/state", "%2f"):
+                answer = await http.get(f"/threads/{path}")
+                assert answer.status_code == 400, path
+                assert "slash" in answer.json()["message"]
+            assert (await http.get("/threads")).json() == []
+
     async def test_have_names_that_could_be_one(self, server: Server) -> None:
         async with server.http() as http:
             for name in ("none", "undefined", "%20", "x" * 257, "a%00b", "a%0Ab"):
@@ -160,13 +252,16 @@ class TestThreads:
                     assert answer.json()["error"] == "invalid_argument"
 
     async def test_may_have_odd_names(self, server: Server) -> None:
-        names = ["a b", "ünï", "a/b", "..", "'; DROP TABLE threads; --", "%"]
+        names = ["a b", "ünï", "a\\b", "...", "'; DROP TABLE threads; --", "%", "%2F", "a?b#c"]
         async with server.http() as http:
             for name in names:
                 async with server.chat(name) as chat:
                     await chat.subscribe()
                     await chat.run("tokens=1")
                 assert (await http.post("/threads", json={"thread_id": name})).status_code == 200
+                for path in ("", "/state", "/history"):
+                    answer = await http.get(f"/threads/{quote(name, safe='')}{path}")
+                    assert answer.status_code == 200, name
             found = {thread["thread_id"] for thread in (await http.get("/threads")).json()}
         assert found == set(names)
 
@@ -197,6 +292,7 @@ class TestABody:
                 assert answer.status_code == 422, body[:20]
                 told = answer.json()
                 assert told["error"] == "invalid_argument"
+                assert told["message"] == "the request's body does not fit; see `details`"
                 assert [detail["field"] for detail in told["details"]] == [field]
                 assert all(detail["problem"] for detail in told["details"])
 
@@ -245,7 +341,9 @@ class TestAnAnswer:
                 ("GET", "/nowhere", 404),
                 ("GET", "/threads/", 404),
                 ("GET", "/ui/nothing.js", 404),
-                ("GET", "/ui/..%2fapp.py", 404),
+                ("GET", "/ui/..%2fapp.py", 400),
+                ("GET", "/threads/%ff", 400),
+                ("GET", "/threads/a%c3", 400),
                 ("PUT", "/threads", 405),
                 ("POST", "/healthz", 405),
                 ("GET", "/agents/nobody", 404),
@@ -254,6 +352,19 @@ class TestAnAnswer:
                 assert answer.status_code == status, path
                 assert answer.headers["content-type"] == "application/json"
                 assert set(answer.json()) == {"error", "message"}
+
+    async def test_at_a_chats_address_asks_for_a_websocket(self, server: Server) -> None:
+        async with server.http() as http:
+            for path in ("/threads/t/stream", "/threads/t/stream/events"):
+                answer = await http.get(path)
+                assert answer.status_code == 426
+                assert answer.headers["upgrade"] == "websocket"
+                assert answer.json()["message"] == "connect with a WebSocket"
+
+    async def test_where_nothing_is_says_so_in_our_own_words(self, server: Server) -> None:
+        async with server.http() as http:
+            told = (await http.get("/nowhere")).json()
+        assert told == {"error": "not_found", "message": "there is nothing at this address"}
 
     async def test_to_a_method_that_is_not_allowed_says_which_are(self, server: Server) -> None:
         """RFC 9110, section 15.5.6: a 405 must carry Allow."""

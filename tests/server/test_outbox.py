@@ -100,6 +100,22 @@ async def test_frames_and_control_frames_never_mix(frames: list[int], controls: 
     assert bytes(got) == b"".join(expected)
 
 
+async def test_what_is_written_in_many_small_bites_is_not_copied_for_each() -> None:
+    """A megabyte in bites of a few kilobytes would be copied a hundred times over."""
+    async with open_outbox() as (outbox, peer):
+        data = b"x" * 400_000
+        outbox.post(data)
+        got = b""
+        for number in range(5):
+            outbox.post(b"more")
+            got += await read(peer, 20_000)
+            left = 400_000 + 4 * (number + 1) - len(got)
+            await eventually(lambda n=left: outbox._queued_bytes < n, "a bite")  # type: ignore[misc]
+            assert outbox._queue[0] is data
+        got += await read(peer, 400_000 + 20 - len(got))
+    assert got == data + b"more" * 5
+
+
 async def test_a_send_returns_when_the_system_has_it_all() -> None:
     async with open_outbox() as (outbox, peer), trio.open_nursery() as nursery:
         done = trio.Event()

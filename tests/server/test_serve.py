@@ -22,11 +22,13 @@ from tests.server.running import (
     check_agui,
     open_server,
     settings_for,
+    unsent,
 )
 
 from creche import AgentClassRegistry, ModelAgent, RunContext, leaves
 from creche_server.data_directory import AlreadyServedError, read_address
 from creche_server.models import UnknownModelError
+from creche_server.outbox import HIGH_WATER
 from creche_server.serve import Stop, all_agents, is_open, local_url, serve
 
 
@@ -154,22 +156,34 @@ class TestShuttingDown:
         assert int.from_bytes(frames[0][1][:2], "big") == 1012
 
     async def test_delivers_the_last_word_of_a_run_that_says_much(self, tmp_path: Path) -> None:
+        """To a client that is far behind when the server is about to go, and then reads on."""
+
         async def say_much(run: RunContext) -> None:
-            for number in range(3000):
-                await run.emit.text(f"{number} " + "x" * 100)
+            for number in range(300):
+                await run.emit.text(f"{number} " + "x" * 10_000)
+            await run.emit.text("all is said")
             await trio.sleep_forever()
 
+        subscribe = b'{"id":1,"method":"subscription.subscribe"}'
         async with open_server(tmp_path, {"much": say_much}) as server:
-            async with server.chat() as chat:
-                await chat.subscribe()
-                run_id = await chat.start("go", "much")
-                await chat.until(lambda: len(chat.events) > 500, "it speaks")
-                server.stop.now.set()
-                await server.shut_down()
-                assert (await chat.end())[0] == 1012
-                assert chat.terminal(run_id) is not None
-                seqs = [event["seq"] for event in chat.events]
-                assert seqs == [*range(1, len(seqs) + 1)]
+            async with server.chat() as chat, server.chat("idle") as witness:
+                async with await server.connect() as behind:
+                    path = "/threads/thread-a/stream"
+                    rest = await bare.shake_hands(behind, path, server.token())
+                    await behind.send_all(bare.frame(bare.TEXT, subscribe))
+                    await chat.subscribe()
+                    await chat.start("go", "much")
+                    await chat.until(lambda: "all is said" in chat.frames[-1], "it has spoken")
+                    assert unsent() > HIGH_WATER // 2, "this test needs a client that is behind"
+                    server.stop.now.set()
+                    server.stop.soon.set()
+                    assert (await witness.end())[0] == 1012, "connections are being sent home"
+                    frames = await bare.frames_to_the_end(behind, rest)
+        assert frames[-1][0] == bare.CLOSE
+        assert int.from_bytes(frames[-1][1][:2], "big") == 1012
+        events = [json.loads(data) for opcode, data in frames[1:-1] if opcode == bare.TEXT]
+        assert [event["seq"] for event in events] == [*range(1, len(events) + 1)]
+        assert events[-1]["type"] == "RUN_FINISHED"
 
     async def test_stops_listening_at_once(self, tmp_path: Path) -> None:
         async with open_server(tmp_path) as server, server.chat() as chat:
@@ -266,6 +280,21 @@ class TestStarting:
         for name in ("key", "server.json"):
             assert stat.S_IMODE((server.settings.data / name).stat().st_mode) == 0o600
         assert stat.S_IMODE(server.settings.data.stat().st_mode) == 0o700
+
+    @pytest.mark.parametrize("mode", [0o700, 0o750, 0o755, 0o701])
+    async def test_in_a_directory_that_others_can_look_into_says_so(
+        self,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        mode: int,
+    ) -> None:
+        data = tmp_path / "data"
+        data.mkdir()
+        data.chmod(mode)
+        async with open_server(data):
+            pass
+        warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert [str(data) in words for words in warnings] == [True] * (mode != 0o700)
 
     async def test_announces_a_link_that_works_once(self, server: Server) -> None:
         path = server.listening.page_link.removeprefix(server.url)

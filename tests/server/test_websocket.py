@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.server import bare
 from tests.server.running import (
     PATIENCE,
@@ -25,12 +27,15 @@ from tests.server.running import (
     eventually,
     open_server,
     types_of,
+    unsent,
     words_of,
 )
 
-from creche import Journals, RunContext, ThreadId, ToolContext, UserId, events, new_id, tool
-from creche_server.outbox import HIGH_WATER, Outbox
+from creche import Entry, Journals, RunContext, ThreadId, ToolContext, UserId, events, new_id, tool
+from creche_server.outbox import HIGH_WATER
 from creche_server.telemetry import configure_logging
+from creche_server.websocket import in_parts
+from creche_server.wire.frames import text_frame
 
 MIXED = 'tokens=9 tool=calculator:{"expression":"6*7"}'
 
@@ -91,6 +96,8 @@ WRONG_COMMANDS: Final[list[tuple[str, str, int | None]]] = [
         "invalid_argument",
         7,
     ),
+    ('{"id":7,"method":"state.get","params":{"limit":0}}', "invalid_argument", 7),
+    ('{"id":7,"method":"state.get","params":{"limit":1001}}', "invalid_argument", 7),
     ('{"id":7,"method":"run.cancel","params":{}}', "invalid_argument", 7),
     ('{"id":7,"method":"run.cancel","params":{"run_id":5}}', "invalid_argument", 7),
     (
@@ -981,7 +988,7 @@ class TestAClientThatDoesNotRead:
                 await chat.subscribe()
                 run = await chat.run("go", "much")
                 assert len(words_of(run)) == 1500 * 8000
-                assert unsent() < HIGH_WATER + 512 * 10_000  # one read's worth beyond the mark
+                assert unsent() < HIGH_WATER + 2 * 64 * 1024  # one part beyond the mark
                 assert unsent() > 0, "this test needs a client that is really behind"
                 async with server.chat(user="bob") as bob:
                     await bob.subscribe()
@@ -1032,13 +1039,17 @@ class TestAClientThatDoesNotRead:
                 assert unsent() < 3_000_000, "more than the one answer that it did not read"
 
 
-def unsent() -> int:
-    """Bytes that wait in the server's outboxes."""
-    return sum(
-        outbox._queued_bytes
-        for outbox in gc.get_objects()
-        if type(outbox) is Outbox and not outbox._closed
-    )
+@given(st.lists(st.integers(0, 200_000), min_size=1, max_size=40))
+def test_what_is_posted_in_one_go_is_bounded(sizes: list[int]) -> None:
+    entries = [Entry(seq, bytes(size)) for seq, size in enumerate(sizes, 1)]
+    parts = list(in_parts(entries))
+    whole = b"".join(text_frame(entry.data) for entry in entries)
+    assert b"".join(frames for frames, _ in parts) == whole
+    assert [last for _, last in parts] == sorted({last for _, last in parts})
+    assert parts[-1][1] == len(sizes)
+    # All but one frame of a part fit below the mark, and parts are no smaller than they must be.
+    assert all(len(frames) < 64 * 1024 + max(sizes) + 10 for frames, _ in parts)
+    assert all(len(frames) >= 64 * 1024 for frames, _ in parts[:-1])
 
 
 class TestTheConnection:
@@ -1057,7 +1068,7 @@ class TestTheConnection:
         for path in (
             "/threads/t/stream",
             "/threads/t/stream/events",
-            "/threads/a%2Fb%20%C3%A9/stream",
+            "/threads/a%20%C3%A9/stream",
         ):
             async with server.chat(path=path) as chat:
                 await chat.ask("state.get")
@@ -1070,6 +1081,9 @@ class TestTheConnection:
             "/threads//stream",
             "/threads/%00/stream",
             "/threads/none/stream",
+            "/threads/a%2Fb/stream",
+            "/threads/%2e%2E/stream",
+            "/threads/%ff/stream",
             "/threads/" + "x" * 257 + "/stream",
             "/threads/t/stream/events/more",
             "/agents/t/stream",
@@ -1083,7 +1097,10 @@ class TestTheConnection:
         async with open_server(tmp_path, max_connections_per_user=2) as server:
             async with server.chat() as one, server.chat("other"):
                 async with server.chat() as third:
-                    assert (await third.end())[0] == 4429
+                    code, reason = await third.end()
+                    assert code == 4429
+                    assert "2 connections" in str(reason)
+                    assert "max_connections_per_user" in str(reason), "what to set"
                 async with server.chat(user="bob") as bob:
                     await bob.ask("state.get")
                 await one.socket.aclose()

@@ -1,8 +1,9 @@
-"""Opens the database: the engine with its pool, migrated to the newest schema."""
+"""Opens the database: the engine with its pool, claimed if asked, then migrated."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
+from creche_server.database.claim import open_claim
 from creche_server.database.store import SqlStore
 
 READERS: Final = 4  # hops that read at once; writing is one more, and one at a time
@@ -31,23 +33,30 @@ class DatabaseUrlError(ValueError):
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[SqlStore]:
+async def open_database(url: str, *, alone: bool = False) -> AsyncIterator[SqlStore]:
     """A store on `url`, its schema brought up to date first.
 
-    `sqlite:///PATH` or `postgresql://...`. Resource handling: the pool is closed with the
-    block. Raises DatabaseUrlError before anything is opened, and
-    sqlalchemy.exc.SQLAlchemyError if the database cannot be reached or migrated.
+    `sqlite:///PATH` or `postgresql://...`. A server is to be `alone`: it has the database to
+    itself for as long as the block, and touches nothing of it before it knows that it has.
+    Resource handling: the pool is closed with the block. Raises DatabaseUrlError before anything
+    is opened, AlreadyServedError, see `open_claim`, and sqlalchemy.exc.SQLAlchemyError if the
+    database cannot be reached or migrated.
     """
-    async with open_engine(url) as engine:
+    async with open_engine(url, alone=alone) as engine:
         yield SqlStore(engine, readers=READERS)
 
 
 @contextlib.asynccontextmanager
-async def open_engine(url: str, *, migrates: bool = True) -> AsyncIterator[Engine]:
+async def open_engine(
+    url: str, *, alone: bool = False, migrates: bool = True
+) -> AsyncIterator[Engine]:
     """The engine alone, the schema brought up to date or left as it is; the same holds."""
-    engine = await trio.to_thread.run_sync(_opened, checked_url(url), migrates)
+    engine = _engine(checked_url(url))
     try:
-        yield engine
+        async with open_claim(engine) if alone else contextlib.nullcontext():
+            if migrates:
+                await trio.to_thread.run_sync(_migrate, engine)
+            yield engine
     finally:
         engine.dispose()
 
@@ -72,33 +81,32 @@ def checked_url(text: str) -> URL:
     return url.set(drivername="sqlite")
 
 
-def _opened(url: URL, migrates: bool) -> Engine:  # noqa: FBT001  run_sync passes no keywords
-    """Connect and migrate; runs in a thread."""
+def _engine(url: URL) -> Engine:
+    """Not connected yet."""
     if url.get_backend_name() == "sqlite":
-        engine = _sqlite(url)
-    else:
-        engine = create_engine(
-            url,
-            pool_size=READERS + 1,
-            max_overflow=0,
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": _CONNECT_TIMEOUT},
-            hide_parameters=True,  # what people said is nothing for an error or a log
-        )
-    if not migrates:
-        return engine
-    try:
-        with engine.execution_options(writes=True).begin() as connection:
-            migrate(connection)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+        return _sqlite(url)
+    return create_engine(
+        url,
+        pool_size=READERS + 1,
+        max_overflow=0,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT},
+        hide_parameters=True,  # what people said is nothing for an error or a log
+    )
+
+
+def _migrate(engine: Engine) -> None:
+    """Runs in a thread."""
+    with engine.execution_options(writes=True).begin() as connection:
+        migrate(connection)
 
 
 def _sqlite(url: URL) -> Engine:
     if url.database is not None:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(url.database)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # What people said is nobody else's to read. SQLite gives -wal and -shm the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     engine = create_engine(
         url,
         pool_size=READERS + 1,

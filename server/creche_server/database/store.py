@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -38,7 +37,6 @@ from creche import (
     UserId,
 )
 from creche_server.database import queries
-from creche_server.database.claim import open_claim
 from creche_server.database.rows import (
     chunk_row,
     message_of,
@@ -209,10 +207,6 @@ class SqlStore:
             return bool(connection.scalar(questions[kind], values))
 
         return await self._hop(ask)
-
-    def open_claim(self) -> AbstractAsyncContextManager[None]:
-        """Have the database to ourselves; see `database.claim`."""
-        return open_claim(self._engine)
 
     async def ping(self) -> None:
         """Ask the database for an answer; raises whatever its driver raises."""

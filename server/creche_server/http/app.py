@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from pydantic import ValidationError
-from quart import Response, jsonify
+from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import BadRequest
 
-from creche import CrecheError, InvalidContextError, new_id
+from creche_server.addresses import why_not
 from creche_server.http.afterwards import AfterReplies
 from creche_server.http.agents import agent_routes
+from creche_server.http.errors import tell_errors
 from creche_server.http.health import health_routes
 from creche_server.http.metrics import metrics_routes
 from creche_server.http.page import page_routes
@@ -21,19 +20,8 @@ from creche_server.http.refusals import tell_refusals
 from creche_server.http.threads import thread_routes
 from creche_server.http.tickets import ticket_routes
 from creche_server.services import Services
-from creche_server.wire import replies
-
-_log: Final = logging.getLogger("creche.http")
 
 _MOST_BODY_BYTES: Final = 1024 * 1024
-_STATUS: Final = MappingProxyType(
-    {
-        "invalid_argument": 400,
-        "limit_exceeded": 429,
-        "draining": 503,
-        "unavailable": 503,
-    },
-)
 _HEADERS: Final = MappingProxyType(
     {
         "Content-Security-Policy": (
@@ -52,6 +40,7 @@ def make_app(services: Services) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = _MOST_BODY_BYTES
     app.asgi_app = AfterReplies(app.asgi_app)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # a provider's own attribute
+    tell_errors(app)
     for routes in (
         agent_routes(services),
         health_routes(services),
@@ -62,6 +51,12 @@ def make_app(services: Services) -> QuartTrio:
     ):
         app.register_blueprint(routes)
 
+    @app.before_request
+    async def refuse_odd_paths() -> None:
+        # Routes see the path decoded, in which these would be something else.
+        if refusal := why_not(request.scope["raw_path"]):
+            raise BadRequest(refusal)
+
     @app.after_request
     async def add_headers(response: Response) -> Response:
         for name, value in _HEADERS.items():
@@ -70,36 +65,5 @@ def make_app(services: Services) -> QuartTrio:
         return response
 
     tell_refusals(app, services.audit)
-
-    @app.errorhandler(ValidationError)
-    async def invalid_body(error: ValidationError) -> Any:
-        details = [
-            {"field": ".".join(map(str, item["loc"])), "problem": item["msg"]}
-            for item in error.errors(include_input=False, include_url=False)
-        ]
-        message = "the request's body does not fit; see `details`"
-        return jsonify(error="invalid_argument", message=message, details=details), 422
-
-    @app.errorhandler(InvalidContextError)
-    @app.errorhandler(CrecheError)
-    async def told(error: CrecheError) -> Any:
-        code = replies.code_of(error) or "unknown_error"
-        return jsonify(error=code, message=str(error)), _STATUS.get(code, 500)
-
-    @app.errorhandler(HTTPException)
-    async def http_error(error: HTTPException) -> Any:
-        status = error.code or 500
-        name = (error.name or "error").lower().replace(" ", "_")
-        answer = jsonify(error=name, message=error.description)
-        if isinstance(error, MethodNotAllowed):
-            answer.headers["Allow"] = ", ".join(error.valid_methods or ())
-        return answer, status
-
-    @app.errorhandler(Exception)
-    async def failed(error: Exception) -> Any:  # boundary: one request
-        reference = new_id()[:12]
-        _log.error("a request failed", exc_info=error, extra={"correlation_id": reference})
-        message = f"the server failed at this request; reference: {reference}"
-        return jsonify(error="unknown_error", message=message), 500
 
     return app

@@ -6,7 +6,7 @@ from quart import request
 from werkzeug.exceptions import Forbidden
 
 from creche import UserId
-from creche_server.auth import SESSION_COOKIE, Auth, NothingShownError
+from creche_server.auth import Auth, NothingShownError
 
 _SAFE: frozenset[str] = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -31,7 +31,7 @@ def current_user(auth: Auth, *, cookie: bool = True) -> UserId:
     if header is not None:
         return auth.check_authorization(header)
     cookies = request.cookies  # creche: shared Quart binds it to this task
-    session = cookies.get(SESSION_COOKIE) if cookie else None
+    session = cookies.get(auth.session_cookie) if cookie else None
     if session is None:
         msg = "a bearer token is needed: `Authorization: Bearer TOKEN`"
         raise NothingShownError(msg)

@@ -12,7 +12,6 @@ from quart import Blueprint, Response, redirect, request
 from werkzeug.exceptions import NotFound
 
 from creche_server.auth import (
-    SESSION_COOKIE,
     SESSION_SECONDS,
     NotAuthenticatedError,
     NothingShownError,
@@ -59,7 +58,7 @@ class _Page:
             return await self._page()
         answer = redirect("/", HTTPStatus.SEE_OTHER)  # the ticket leaves the address bar
         answer.set_cookie(
-            SESSION_COOKIE,
+            self._auth.session_cookie,
             self._auth.mint_session(user_id),
             max_age=SESSION_SECONDS,
             httponly=True,

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import functools
+from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import quote, urlencode
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
-from quart import Blueprint, Response, jsonify, request
+from quart import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
-from creche import (
-    InvalidContextError,
-    NewThread,
-    RunRecord,
-    StoredMessage,
-    ThreadId,
-    ThreadRecord,
-    UserId,
-    check_id,
-    new_id,
-)
+from creche import InvalidContextError, NewThread, RunId, ThreadId, ThreadRecord, UserId, new_id
+from creche_server.addresses import check_thread_id
+from creche_server.http import brought
 from creche_server.http.afterwards import after_reply
 from creche_server.http.identity import current_user, operation
+from creche_server.recall import history, recall
 from creche_server.services import Services
+from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
+
+_MOST_OFFSET: Final = 1_000_000_000  # far more threads than anybody has; a database's integer
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -34,7 +32,16 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: int = Field(100, ge=1, le=1000)
-    offset: int = Field(0, ge=0)
+    offset: int = Field(0, ge=0, le=_MOST_OFFSET)
+
+
+class Runs(BaseModel):
+    """Which of a thread's runs to tell of: the latest, or the latest before one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(DEFAULT_RUNS, ge=1, le=MOST_RUNS)
+    before: RunId | None = None
 
 
 class ThreadRequest(BaseModel):
@@ -56,7 +63,16 @@ def thread_routes(services: Services) -> Blueprint:
     routes.delete("/threads/<thread_id>")(threads.remove)
     routes.get("/threads/<thread_id>/state")(threads.state)
     routes.get("/threads/<thread_id>/history")(threads.history)
+    routes.get("/threads/<thread_id>/stream")(no_websocket)
+    routes.get("/threads/<thread_id>/stream/events", endpoint="events")(no_websocket)
     return routes
+
+
+async def no_websocket(thread_id: str) -> Any:  # noqa: ARG001  the route's
+    """What a chat's address says to a request that is no upgrade (RFC 9110, section 15.5.22)."""
+    answer = jsonify(error="upgrade_required", message="connect with a WebSocket")
+    answer.headers["Upgrade"] = "websocket"
+    return answer, HTTPStatus.UPGRADE_REQUIRED
 
 
 class _Threads:
@@ -69,19 +85,24 @@ class _Threads:
 
     async def listing(self) -> Any:
         user_id = current_user(self._auth)
-        page = Page.model_validate(request.args.to_dict())
+        page = brought.query(Page)
         threads = await self._store.threads(user_id, limit=page.limit, offset=page.offset)
         return jsonify([self._summary(thread) for thread in threads])
 
     async def make(self) -> Any:
         user_id = current_user(self._auth)
-        body = ThreadRequest.model_validate_json(await request.get_data() or b"{}")
-        thread_id = await self._checked(user_id, body.thread_id or new_id())
-        existed = await self._store.thread(user_id, thread_id) is not None
+        body = await brought.body(ThreadRequest)
+        try:
+            thread_id = await self._checked(user_id, body.thread_id or new_id())
+        except InvalidContextError as error:
+            raise brought.UnfitError([("thread_id", str(error))], part="body") from error
+        existing = await self._store.thread(user_id, thread_id)
+        if existing is not None and (existing.title or not body.title):
+            return jsonify(self._summary(existing)), 200  # and nothing of it has changed
         async with self._supervisor.journals.attached(user_id, thread_id) as journal:
             await journal.propose(NewThread(title=body.title, epoch=journal.epoch))
         thread = await self._found(user_id, thread_id)
-        return jsonify(self._summary(thread)), 200 if existed else 201
+        return jsonify(self._summary(thread)), 200 if existing else 201
 
     async def look(self, thread_id: str) -> Any:
         return jsonify(self._summary(await self._found(current_user(self._auth), thread_id)))
@@ -96,11 +117,14 @@ class _Threads:
     async def state(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
         thread = await self._found(user_id, thread_id)
-        messages = await self._store.messages(user_id, thread.thread_id)
+        runs = brought.query(Runs)
+        recalled = await recall(
+            self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
+        )
         active = self._supervisor.runs(user_id, thread.thread_id)
         return _json(
             {
-                "values": {"messages": [item.message for item in messages]},
+                **recalled.to_dict(),
                 "thread": self._summary(thread),
                 "active_run": active[0].run_id if active else None,
                 "queued_runs": [run.run_id for run in active[1:]],
@@ -110,11 +134,18 @@ class _Threads:
     async def history(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
         thread = await self._found(user_id, thread_id)
-        page = Page.model_validate(request.args.to_dict())
-        runs = await self._store.runs(user_id, thread.thread_id)
-        messages = await self._store.messages(user_id, thread.thread_id)
-        states = states_of(runs, messages)
-        return _json(states[page.offset : page.offset + page.limit])
+        runs = brought.query(Runs)
+        states, cut_at = await history(
+            self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
+        )
+        answer = _json(states)
+        if cut_at is not None:
+            # Beside the list, not in it: stock clients take the body for the states alone.
+            rest = urlencode({"limit": runs.limit, "before": cut_at})
+            answer.headers["Link"] = (
+                f'</threads/{quote(thread_id, safe="")}/history?{rest}>; rel="next"'
+            )
+        return answer
 
     async def _found(self, user_id: UserId, thread_id: str) -> ThreadRecord:
         checked = await self._checked(user_id, thread_id)
@@ -125,7 +156,7 @@ class _Threads:
 
     async def _checked(self, user_id: UserId, thread_id: str) -> ThreadId:
         try:
-            return ThreadId(check_id("thread_id", thread_id))
+            return check_thread_id(thread_id)
         except InvalidContextError:
             await self._audit.record(
                 "invalid_context",
@@ -154,31 +185,6 @@ class _Threads:
             "created_at": thread.created_at.isoformat(),
             "updated_at": thread.updated_at.isoformat(),
         }
-
-
-def states_of(runs: list[RunRecord], messages: list[StoredMessage]) -> list[dict[str, Any]]:
-    """The thread as it was after each of its runs, the latest first."""
-    so_far: list[StoredMessage] = []
-    states: list[dict[str, Any]] = []
-    for run in runs:
-        so_far = so_far + [item for item in messages if item.run_id == run.run_id]
-        states.append(
-            {
-                "values": {"messages": [item.message for item in so_far]},
-                "metadata": {
-                    "run_id": run.run_id,
-                    "assistant_id": run.agent,
-                    "status": run.status,
-                    "reason": run.reason,
-                    "first_seq": run.first_seq,
-                    "last_seq": run.last_seq,
-                    "receipt": run.receipt,
-                },
-                "created_at": run.created_at.isoformat(),
-                "ended_at": run.ended_at.isoformat() if run.ended_at else None,
-            },
-        )
-    return states[::-1]
 
 
 def _json(value: Any) -> Response:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from quart import Blueprint, jsonify, request
+from quart import Blueprint, jsonify
 
 from creche_server.auth import NothingShownError
+from creche_server.http import brought
 from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
@@ -27,7 +28,7 @@ def ticket_routes(services: Services) -> Blueprint:
     @routes.post("/auth/tickets")
     async def mint() -> Any:
         user_id = current_user(services.auth)
-        body = TicketRequest.model_validate_json(await request.get_data() or b"{}")
+        body = await brought.body(TicketRequest)
         if body.purpose == "page":
             # It becomes a session, so a session alone may not mint one.
             try:

@@ -16,8 +16,7 @@ const FINAL = {
   4401: "Your session has ended. Type “creche link” in a terminal to get a fresh link.",
   4403: "The server does not let this page connect.",
   4404: "There is no such thread.",
-  4408: "This page read too slowly and was disconnected.",
-  4429: "Too many tabs are connected. Close one, then try again.",
+  4429: "Too many tabs and terminals are connected. Close one, then try again.",
 };
 
 // The server said no; `code` is its word for why.

@@ -17,6 +17,8 @@ from creche import InvalidContextError, MessageId, RunId, UserMessage, new_id
 from creche_server.wire.replies import ErrorCode
 
 MAX_COMMAND_BYTES: Final = 1024 * 1024
+DEFAULT_RUNS: Final = 100  # that one reply tells of
+MOST_RUNS: Final = 1000  # that may be asked for at once
 
 
 class WireError(Exception):
@@ -85,7 +87,10 @@ class RunCancel(msgspec.Struct, frozen=True):
 
 
 class StateGet(msgspec.Struct, frozen=True):
-    """Tell me the thread's messages."""
+    """Tell me what was said on this thread in its latest runs, or in those before a run."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_RUNS)] = DEFAULT_RUNS
+    before: RunId | None = None
 
 
 Command = Subscribe | Unsubscribe | RunStart | RunCancel | StateGet

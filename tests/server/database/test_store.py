@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,11 @@ class TestTheSchema:
             await store.commit([commit()])
 
 
+def mode_of(path: Path | str) -> int:
+    """Who may do what with it."""
+    return stat.S_IMODE(Path(path).stat().st_mode)
+
+
 class TestOnSqlite:
     async def test_a_commit_survives_a_power_cut_and_readers_do_not_wait(
         self,
@@ -188,6 +195,21 @@ class TestOnSqlite:
                     assert await store.thread(ADA, T1) is None
                     other.execute("COMMIT")
             assert await store.thread(ADA, T1) is not None
+
+    @pytest.mark.parametrize("mask", [0o000, 0o022])
+    async def test_nobody_else_can_read_it(self, tmp_path: Path, mask: int) -> None:
+        """Neither in a directory that was there before, nor elsewhere."""
+        (tmp_path / "open").mkdir(mode=0o755)
+        before = os.umask(mask)
+        try:
+            for place in (tmp_path / "open" / "creche.db", tmp_path / "new" / "x.db"):
+                async with open_database(f"sqlite:///{place}") as store:
+                    await store.commit([commit()])
+                    modes = {name: mode_of(f"{place}{name}") for name in ("", "-wal", "-shm")}
+                    assert set(modes.values()) == {0o600}, modes
+        finally:
+            os.umask(before)
+        assert mode_of(tmp_path / "new") == 0o700
 
 
 class TestOnPostgres:
@@ -346,7 +368,7 @@ class TestTheClaim:
 
                     await eventually(held, "the claim is held")
                 with pytest.RaisesGroup(AlreadyServedError, allow_unwrapped=True):
-                    async with other.open_claim():
+                    async with open_claim(other._engine):
                         pytest.fail("two servers on one database")
 
     async def test_that_somebody_else_has_taken_meanwhile_ends_its_server(
@@ -357,13 +379,13 @@ class TestTheClaim:
             with trio.fail_after(10), pytest.RaisesGroup(AlreadyServedError):
                 async with open_claim(store._engine, check_interval=0.5):
                     with self.after_a_restart(postgres_url):
-                        async with other.open_claim():
+                        async with open_claim(other._engine):
                             await trio.sleep_forever()
 
     async def test_is_given_back_with_its_block(self, postgres_url: str) -> None:
         async with open_database(postgres_url) as store, open_database(postgres_url) as other:
             for claimant in (store, other, store):
-                async with claimant.open_claim():
+                async with open_claim(claimant._engine):
                     pass
 
 
@@ -385,6 +407,20 @@ class TestOnBoth:
                 await store.commit(
                     [commit(thread=ThreadId("absent"), opens=None, chunk=chunk(1, 1))]
                 )
+
+    async def test_who_wants_to_be_alone_and_is_not_changes_nothing(self, url: str) -> None:
+        """A newer server beside an older one must not migrate what that one is at work on."""
+
+        def tables(connection: Connection) -> set[str]:
+            return set(inspect(connection).get_table_names())
+
+        async with open_database(url, alone=True) as store:
+            within(store, lambda c: c.execute(text("DROP TABLE alembic_version")))
+            before = within(store, tables)
+            with pytest.RaisesGroup(AlreadyServedError, allow_unwrapped=True):
+                async with open_database(url, alone=True):
+                    pytest.fail("two servers on one database")
+            assert within(store, tables) == before
 
     @pytest.mark.parametrize("words", ["a\0b", "\0"])
     async def test_words_with_a_nul_are_kept(self, url: str, words: str) -> None:

@@ -25,7 +25,7 @@ from playwright.sync_api import (
 )
 
 from creche import UserId
-from creche_server.auth import SESSION_COOKIE, Auth
+from creche_server.auth import Auth
 from creche_server.data_directory import load_key
 
 PATIENCE: Final = 20_000  # milliseconds until something that should be on the page is missed
@@ -122,8 +122,9 @@ class PageServer:
 
     def log_in(self, context: BrowserContext) -> None:
         """Give a browser the session that the printed link would."""
-        session = Auth(load_key(self.data)).mint_session(UserId("local"))
-        context.add_cookies([{"name": SESSION_COOKIE, "value": session, "url": self.url}])
+        auth = Auth(load_key(self.data))
+        session = auth.mint_session(UserId("local"))
+        context.add_cookies([{"name": auth.session_cookie, "value": session, "url": self.url}])
 
     def _read_line(self, before: str) -> str:
         assert self._process is not None

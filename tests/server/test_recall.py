@@ -1,0 +1,131 @@
+"""What was said on a thread: replies of bounded size, which together tell everything once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.store_contract import ADA, T1, record
+
+from creche import (
+    Commit,
+    MemoryStore,
+    MessageId,
+    NewThread,
+    RunId,
+    StoredMessage,
+    UserMessage,
+    new_epoch,
+)
+from creche_server.recall import MOST_BYTES, UnknownRunError, history, recall
+
+MEGABYTE = 1_000_000
+
+
+async def store_of(sizes: list[int]) -> MemoryStore:
+    """A thread whose runs, `run-0` on, have one message of each of these lengths."""
+    store = MemoryStore()
+    await store.commit(
+        [
+            Commit(
+                user_id=ADA,
+                thread_id=T1,
+                opens=NewThread(title="t", epoch=new_epoch()),
+                new_runs=tuple(record(f"run-{number}") for number in range(len(sizes))),
+                messages=tuple(
+                    StoredMessage(
+                        run_id=RunId(f"run-{number}"),
+                        message=UserMessage(id=MessageId(f"m-{number}"), content="x" * size),
+                        created_at=record().created_at,
+                    )
+                    for number, size in enumerate(sizes)
+                ),
+            ),
+        ],
+    )
+    return store
+
+
+def ids_of(answer: dict[str, Any]) -> list[str]:
+    """The ids of the messages in it."""
+    decoded = json.loads(msgspec.json.encode(answer))
+    return [message["id"] for message in decoded["values"]["messages"]]
+
+
+SIZES = st.lists(st.sampled_from([1, 1000, 80_000, 250_000, MEGABYTE]), max_size=20)
+LIMITS = st.sampled_from([1, 2, 3, 7, 100])
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, limit=LIMITS)
+async def test_page_by_page_everything_is_told_once_and_in_order(
+    sizes: list[int],
+    limit: int,
+) -> None:
+    store = await store_of(sizes)
+    told: list[str] = []
+    before: RunId | None = None
+    while True:
+        recalled = await recall(store, ADA, T1, limit=limit, before=before)
+        page = recalled.to_dict()
+        assert len(recalled.runs) <= limit
+        size = len(msgspec.json.encode(page))
+        assert size < MOST_BYTES + 10_000 or len(recalled.runs) == 1
+        told = ids_of(page) + told
+        before = recalled.earlier
+        if before is None:
+            break
+        assert ids_of(page)[0] == before.replace("run", "m"), "it is where the page begins"
+    assert told == [f"m-{number}" for number in range(len(sizes))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=SIZES, limit=LIMITS)
+async def test_state_by_state_every_run_is_told_of_once(sizes: list[int], limit: int) -> None:
+    store = await store_of(sizes)
+    told: list[str] = []
+    before: RunId | None = None
+    while True:
+        states, before = await history(store, ADA, T1, limit=limit, before=before)
+        assert len(states) <= limit
+        size = len(msgspec.json.encode(states))
+        assert size < MOST_BYTES + 40_000 or len(states) == 1
+        for state in states:
+            number = int(state["metadata"]["run_id"].removeprefix("run-"))
+            ids = ids_of(state)
+            assert ids == [f"m-{n}" for n in range(number + 1 - len(ids), number + 1)]
+            assert ids, "a state has at least what its own run said"
+            first = number + 1 - len(ids)
+            assert state.get("earlier") == (f"run-{first}" if first else None)
+        told += [state["metadata"]["run_id"] for state in states]
+        if before is None:
+            break
+        assert states[-1]["metadata"]["run_id"] == before
+    assert told == [f"run-{number}" for number in range(len(sizes))][::-1]
+
+
+async def test_of_a_long_thread_little_is_read() -> None:
+    """Else who asks for a page costs the memory of the whole."""
+    looked_at: list[int | None] = []
+
+    class Watched(MemoryStore):
+        async def messages(self, *args: Any, last_runs: int | None = None) -> Any:
+            looked_at.append(last_runs)
+            return await super().messages(*args, last_runs=last_runs)
+
+    store = Watched()
+    store._threads = (await store_of([400_000] * 40))._threads
+    recalled = await recall(store, ADA, T1)
+    assert [said.run_id for said in recalled.runs] == ["run-39"]
+    assert looked_at == [5]
+
+
+@pytest.mark.parametrize("ask", [recall, history])
+async def test_before_a_run_that_is_not_the_threads_there_is_nothing(ask: Any) -> None:
+    store = await store_of([1, 1])
+    with pytest.raises(UnknownRunError):
+        await ask(store, ADA, T1, before=RunId("run-9"))
