@@ -5,7 +5,8 @@ it does well is to continue a pattern. So a list of messages, each with the tool
 ends with the user's message, and what counts is how likely each tool's name is as the next
 word. A small model also likes some words better than others whatever the message is; so each
 likelihood is measured against what the same tool gets for messages that plainly need none
-(contextual calibration: Zhao et al. 2021, "Calibrate Before Use").
+(contextual calibration: Zhao et al. 2021, "Calibrate Before Use"). What the message has in
+common with what its author wrote of a tool is evidence beside that.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from creche import ToolSpec
-from creche_server.models.local_turns import harmless, literal, shortened
+from creche_server.models.local_turns import harmless, shortened
+from creche_server.words import phrases, shared, stems
 
 NO_TOOL: Final = "talk"  # the label for a message that needs no tool
 
 _Examples = dict[str, tuple[tuple[str, dict[str, Any]], ...]]
 
 # What people say when they need a tool of this name, and its arguments then. A tool that is not
-# here is introduced by its description alone, and is used less reliably.
+# here is introduced by what its author, and its agent's instructions, say of it.
 _EXAMPLES: Final[_Examples] = {
     "calculator": (
         ("What is 8 * 6?", {"expression": "8 * 6"}),
@@ -90,28 +92,70 @@ REFERENCES: Final = (
     "Correct this sentence: he go home",
     "Nice to meet you",
 )
-# How far above the baseline a tool must be. Both were chosen on questions other than those of
-# benchmarks/local_model.py.
+# Ways of saying things that a tool of this name is for, whatever else they speak of.
+_CUES: Final[Mapping[str, re.Pattern[str]]] = {
+    "calculator": re.compile(r"\d\s*[-+*/^×÷]\s*\(?\s*\d"),  # noqa: RUF001
+    "clock": re.compile(
+        r"\b(?:what|which) (?:time|day|date)\b|\b(?:time|day|date) (?:is it|in|now)\b"
+        r"|\btoday'?s date",
+        re.IGNORECASE,
+    ),
+    "search_history": re.compile(
+        r"\b(?:did|have|had) (?:i|we)\b|\b(?:i|we) (?:\w+ )?(?:said|told|mentioned|talked)\b"
+        r"|\b(?:earlier|old|past|previous|our|my) (?:chat|conversation)s?\b",
+        re.IGNORECASE,
+    ),
+}
+_SUM: Final = re.compile(
+    r"(?<![\w.])[(\s]*\d+(?:\.\d+)?(?:[\s()]*(?:\*\*|[-+*/^×÷])[\s()]*\d+(?:\.\d+)?)+(?:\s*\))*(?![\w])"  # noqa: RUF001
+)
+# What narrows a schema already, or makes it ask for what nobody says in so many words.
+_NARROWER: Final = frozenset({"enum", "const", "format", "pattern", "minLength", "maxLength"})
+_NUMBER_WORDS: Final = {
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+}
+_LONGEST_NUMBER: Final = 15  # digits
+# With these a tool's name begins that says by its other words what it is about.
+_VERBS: Final = frozenset(
+    {"ask", "check", "fetch", "find", "get", "look", "lookup", "query", "read", "show", "tell"}
+)
+# How far above the baseline a tool must be, and what counts for it besides. All were chosen on
+# questions other than those of benchmarks/local_model.py.
 _SPREAD: Final = 1.5  # standard deviations
 _MARGIN: Final = 1.0  # nats
 _NAMED: Final = 1.0  # nats in favour of a tool whose name is in the message
+_CUED: Final = 1.5  # nats in favour of a tool whose cue is in the message
+_SHARED: Final = (1.2, 0.6)  # nats for the first and for the second word that they have in common
+_IN_NAME: Final = 0.5  # nats more if one of them is in the tool's name
+_NOTHING_SHARED: Final = -0.5  # nats
+_ALONE: Final = 0.5  # nats for the one tool of an agent whose instructions speak of it
 _UNSEEN: Final = -20.0  # the log-likelihood of a label that is not among the likeliest tokens
 
 _LONGEST_DESCRIPTION: Final = 120  # characters of what a tool does that a choice is told
-_LONGEST_MESSAGE: Final = 400  # characters of the message that a choice looks at
+_LONGEST_LOOK: Final = 400  # characters of the message that a choice looks at
+LONGEST_MESSAGE: Final = 1500  # characters; a longer message is no question for a tool
 
 
 # --- choosing a tool
 
 
-def choice_prefix(tools: Sequence[ToolSpec]) -> str:
+def choice_prefix(tools: Sequence[ToolSpec], instructions: str = "") -> str:
     """The part of the choice's prompt that is the same for every message, so is kept in cache."""
-    columns = [
-        [(message, tool.name) for message, _ in _examples_of(tool, _EXAMPLES)]
-        or [(_one_line(tool.description, _LONGEST_DESCRIPTION), tool.name)]
-        for tool in tools
-    ]
-    columns.append([(message, NO_TOOL) for message in _TALK])
+    named = labels(tools)
+    columns = [[(told, named[tool.name]) for told in _shown(tool, instructions)] for tool in tools]
+    # About twice as many as the most that a tool has: fewer, and it would call tools for nothing.
+    columns.append([(told, NO_TOOL) for told in _TALK[: 2 * max(map(len, columns))]])
     shots: list[tuple[str, str]] = []
     rows = max(map(len, columns))
     for row in range(rows):  # interleaved: a small model overrates what it saw last
@@ -125,24 +169,72 @@ def choice_prompt(prefix: str, message: str) -> str:
     return f"{prefix}Message: {_one_line(message)}\nTool:"
 
 
+def labels(tools: Sequence[ToolSpec]) -> dict[str, str]:
+    """{tool's name: what a choice calls it}.
+
+    A name says least by its first word if that is "get" or "tell", and the first is what counts.
+    """
+    found: dict[str, str] = {}
+    for tool in tools:
+        words = tool.name.split("_")
+        while len(words) > 1 and words[0].lower() in _VERBS:
+            words = words[1:]
+        label = " ".join(filter(None, words)) or tool.name
+        known = bool(_examples_of(tool, _EXAMPLES))
+        found[tool.name] = tool.name if known or label == NO_TOOL else label
+    taken = list(found.values())
+    return {name: label if taken.count(label) == 1 else name for name, label in found.items()}
+
+
 def log_odds(tools: Sequence[ToolSpec], likelihoods: Mapping[str, float]) -> dict[str, float]:
     """{tool's name: how much likelier than no tool}, from {token: log-likelihood}.
 
     A label is judged by its first token.
     """
     none = _likelihood(NO_TOOL, likelihoods)
-    return {tool.name: _likelihood(tool.name, likelihoods) - none for tool in tools}
+    return {name: _likelihood(label, likelihoods) - none for name, label in labels(tools).items()}
 
 
 def rivals(chosen: str, tools: Sequence[ToolSpec], likelihoods: Mapping[str, float]) -> list[str]:
-    """The names that begin with the same token as the chosen one, which is among them."""
-    first = _first_token(chosen, likelihoods)
-    return [tool.name for tool in tools if _first_token(tool.name, likelihoods) == first]
+    """The names whose labels begin with the same token as the chosen one's, which is among them."""
+    named = labels(tools)
+    first = _first_token(named[chosen], likelihoods)
+    return [name for name, label in named.items() if _first_token(label, likelihoods) == first]
 
 
-def one_of(names: Sequence[str]) -> str:
+def one_of(labels: Iterable[str]) -> str:
     """GBNF: one of these labels, as it follows the prompt of a choice."""
-    return f"root ::= {' | '.join(literal(f' {name}') for name in names)}"
+    return f"root ::= {' | '.join(literal(f' {label}') for label in labels)}"
+
+
+def literal(text: str) -> str:
+    """GBNF: just this text, which must be printable."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def evidence(tools: Sequence[ToolSpec], instructions: str, message: str) -> dict[str, float]:
+    """{tool's name: nats in its favour} from the words of the message alone.
+
+    A tool that we have examples of is known by them; any other by the words of its name, its
+    description, its parameters, and what the instructions say of it.
+    """
+    said = " ".join(re.findall(r"[a-z0-9]+", message.lower()))
+    asked = stems(message)
+    found: dict[str, float] = {}
+    for tool in tools:
+        nats = _NAMED if f" {tool.name.lower().replace('_', ' ')} " in f" {said} " else 0.0
+        if _examples_of(tool, _EXAMPLES):
+            cue = _CUES.get(tool.name)
+            nats += _CUED if cue and cue.search(message) else 0.0
+        else:
+            mentions = " ".join(_mentions(tool, instructions))
+            about = stems(" ".join([tool.name, tool.description, mentions, *_parameters(tool)]))
+            common = shared(asked, about)
+            nats += sum(_SHARED[: len(common)]) if common else _NOTHING_SHARED
+            nats += _IN_NAME if shared(common, stems(tool.name)) else 0.0
+            nats += _ALONE if mentions and len(tools) == 1 else 0.0
+        found[tool.name] = nats
+    return found
 
 
 def thresholds(references: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -154,20 +246,42 @@ def thresholds(references: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
-def choose(odds: Mapping[str, float], thresholds: Mapping[str, float], message: str) -> str | None:
-    """The tool that stands out most from its own threshold; None: no tool does.
-
-    A tool that the message calls by its name has that in its favour.
-    """
-    words = f" {' '.join(re.findall(r'[a-z0-9]+', message.lower()))} "
-    excess = {
-        name: value
-        - thresholds[name]
-        + (_NAMED if f" {name.lower().replace('_', ' ')} " in words else 0.0)
-        for name, value in odds.items()
-    }
+def choose(
+    odds: Mapping[str, float], thresholds: Mapping[str, float], evidence: Mapping[str, float]
+) -> str | None:
+    """The tool that stands out most from its own threshold; None: no tool does."""
+    excess = {name: value - thresholds[name] + evidence[name] for name, value in odds.items()}
     best = max(excess, key=excess.__getitem__)
     return best if excess[best] > 0 else None
+
+
+def _shown(tool: ToolSpec, instructions: str) -> list[str]:
+    """Messages for which the tool is shown to be called."""
+    if examples := _examples_of(tool, _EXAMPLES):
+        return [message for message, _ in examples]
+    words = " ".join(tool.name.split("_"))
+    (label,) = labels([tool]).values()
+    mentions = [mention.replace(tool.name, words) for mention in _mentions(tool, instructions)]
+    return [
+        _one_line(text, _LONGEST_DESCRIPTION)
+        for text in (tool.description or words, f"What about the {label}?", *mentions[:1])
+    ]
+
+
+def _mentions(tool: ToolSpec, instructions: str) -> list[str]:
+    """The sentences of the instructions that name the tool."""
+    sentences = re.split(r"(?<=[.!?])\s+", instructions)
+    return [sentence for sentence in sentences if tool.name in re.findall(r"\w+", sentence)]
+
+
+def _parameters(tool: ToolSpec) -> list[str]:
+    """What is said of the tool's parameters: names, descriptions and the values to choose from."""
+    properties: Mapping[str, Mapping[str, Any]] = tool.parameters.get("properties", {})
+    return [
+        str(said)
+        for name, schema in properties.items()
+        for said in (name, schema.get("description", ""), *schema.get("enum", ()))
+    ]
 
 
 def _first_token(label: str, likelihoods: Mapping[str, float]) -> str | None:
@@ -193,14 +307,35 @@ def arguments_prompt(tool: ToolSpec, message: str) -> str:
         shots = [(m, name, a) for name, all_ in _EXAMPLES.items() for m, a in all_[-2:]]
     told = "".join(f"Message: {m}\n{n}: {json.dumps(a)}\n\n" for m, n, a in shots)
     about = f"{tool.name}: {_one_line(tool.description)}\n\n"
-    return f"{about}{told}Message: {_one_line(message)}\n{tool.name}:"
+    return f"{about}{told}Message: {_one_line(message, LONGEST_MESSAGE)}\n{tool.name}:"
 
 
-def arguments_schema(tool: ToolSpec) -> dict[str, Any]:
-    """The tool's own schema, closed to other keys, and on one line as in the examples."""
+def arguments_at_sight(tool: ToolSpec, message: str) -> str | None:
+    """JSON for the arguments where they stand in the message: the one sum in it; else None."""
+    if tool.name != "calculator" or not _examples_of(tool, _EXAMPLES):
+        return None
+    sums = [found[0].strip() for found in _SUM.finditer(message)]
+    if len(sums) != 1 or sums[0].count("(") != sums[0].count(")"):
+        return None
+    if set(re.findall(r"\d+(?:\.\d+)?", message)) != set(re.findall(r"\d+(?:\.\d+)?", sums[0])):
+        return None  # there is more to it
+    return json.dumps({"expression": sums[0].replace("×", "*").replace("÷", "/")})  # noqa: RUF001
+
+
+def arguments_schema(tool: ToolSpec, message: str) -> dict[str, Any]:
+    """The tool's own schema, closed to other keys, and on one line as in the examples.
+
+    For a tool that we have no example of, words and numbers must stand in the message: the model
+    would rather use those that it saw in the examples.
+    """
+    schema = {"additionalProperties": False, **tool.parameters}
+    if not _examples_of(tool, _EXAMPLES):
+        properties: Mapping[str, Any] = tool.parameters.get("properties", {})
+        schema["properties"] = {
+            name: _said_in(message, property_) for name, property_ in properties.items()
+        }
     return {
-        "additionalProperties": False,
-        **tool.parameters,
+        **schema,
         # Read by llguidance, which compiles the schema; without it the model may indent for ever.
         "x-guidance": {
             "whitespace_flexible": False,
@@ -208,6 +343,28 @@ def arguments_schema(tool: ToolSpec) -> dict[str, Any]:
             "item_separator": ", ",
         },
     }
+
+
+def _said_in(message: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema, narrowed to what the message says where that can be seen."""
+    kind = schema.get("type")
+    if kind not in {"string", "number", "integer"} or schema.keys() & _NARROWER:
+        return schema
+    said: Sequence[str | int | float]
+    if kind == "string":
+        said = phrases(message)
+    else:
+        said = [n for n in _numbers_in(message) if kind == "number" or isinstance(n, int)]
+    return {**schema, "enum": said} if said else schema
+
+
+def _numbers_in(message: str) -> list[int | float]:
+    lower = message.lower()
+    words = [number for word, number in _NUMBER_WORDS.items() if re.search(rf"\b{word}\b", lower)]
+    digits = re.findall(r"\d+(?:\.\d+)?", message.replace(",", ""))
+    short = [text for text in digits if len(text) <= _LONGEST_NUMBER]
+    found = [float(text) if "." in text else int(text) for text in short]
+    return list(dict.fromkeys([*found, *words]))
 
 
 def _examples_of(tool: ToolSpec, examples: _Examples) -> list[tuple[str, dict[str, Any]]]:
@@ -220,6 +377,6 @@ def _examples_of(tool: ToolSpec, examples: _Examples) -> list[tuple[str, dict[st
     ]
 
 
-def _one_line(text: str, longest: int = _LONGEST_MESSAGE) -> str:
+def _one_line(text: str, longest: int = _LONGEST_LOOK) -> str:
     """The text without line breaks, which would let it pose as another example."""
     return shortened(" ".join(harmless(text).split()), longest)

@@ -34,12 +34,11 @@ from creche_server.assistant import Assistant, calculator, clock, history_tool
 from creche_server.models import llama, local
 from creche_server.models.llama import Chunk, Engine, Llama
 from creche_server.models.local import LocalModel, model_file, open_local_model
+from creche_server.models.local_calibration import Calibrations
 
 ID = MessageId("m")
 CONTEXT = 1024
 TOOLS = [tool.spec for tool in (calculator, clock, history_tool(MemoryStore()))]
-
-Thresholds = dict[str, dict[str, float]]
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +47,14 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def thresholds() -> Thresholds:
-    """What a model finds out about TOOLS, for the next one."""
-    return {}
+def calibrations() -> Calibrations:
+    """What is measured for one test, for the next."""
+    return Calibrations("the model")
 
 
 @pytest.fixture
-def model(engine: Engine, thresholds: Thresholds) -> LocalModel:
-    model = LocalModel(Llama(engine, slots=2, context=CONTEXT))
-    model._thresholds = thresholds
-    return model
+def model(engine: Engine, calibrations: Calibrations) -> LocalModel:
+    return LocalModel(Llama(engine, slots=2, context=CONTEXT), calibrations)
 
 
 def user(content: str) -> UserMessage:
@@ -178,7 +175,7 @@ async def test_more_tools_than_it_can_keep_in_mind_are_none(model: LocalModel):
     ],
 )
 async def test_a_conversation_of_any_length_is_answered(engine: Engine, messages: list[Message]):
-    small = LocalModel(Llama(engine, slots=2, context=512))
+    small = LocalModel(Llama(engine, slots=2, context=512), Calibrations("the model"))
     with trio.fail_after(120):
         async with small.open_stream(messages, ()) as parts:
             assert isinstance(await anext(parts), (TextDelta, Usage))  # or what raises
