@@ -11,8 +11,8 @@ _STOP_WORDS: Final = frozenset(
     a about after again all am an and any anything are as ask asked at be because been before
     being but by can chat chats chatted conversation conversations could d did discuss discussed
     discussion do does doing don earlier ever find for from get give go had has have he her here
-    him his history how i if in into is it its just know last let list ll look m make may me
-    mention mentioned might mine must my need now of off old on one or other our out over past
+    him his history how i if in into is it its just know last let list ll look m make many may me
+    mention mentioned might mine much must my need now of off old on one or other our out over past
     please previous previously questions re recent recently remember s said say search see shall
     she should show so some something speak spoke spoken t talk talked talking tell than that
     the their them then there these they thing things this those to told topic topics up us use
@@ -23,11 +23,10 @@ _STOP_WORDS: Final = frozenset(
 # What people say without wanting anything.
 _PLEASANTRIES: Final = frozenset(
     """
-    a afternoon again all alright am and are bye cheers cool day dear do doing evening everyone
-    fine good goodbye great hello hey hi how i is it later lot m meet morning much my name nice
-    night ok okay perfect please s see so sorry thank thanks that there things to today very
-    welcome well wonderful you
-    """.split()  # noqa: SIM905 - so many are read more easily like this
+    a afternoon again all alright and are bye cheers cool day do doing evening everyone fine good
+    goodbye great hello hey hi how later lot meet morning much nice night ok okay perfect please
+    see so sorry thank thanks there things to very welcome well wonderful you
+    """.split()  # noqa: SIM905 - likewise
 )
 _LONGEST_PLEASANTRY: Final = 8  # words
 _PUNCTUATION: Final = "\"'`´’.,:;!?()[]{}<>…"  # noqa: RUF001
@@ -35,21 +34,7 @@ _MOST_WORDS: Final = 60
 _LONGEST_PHRASE: Final = 8  # words
 _LEAST_SHARED: Final = 4  # letters with which two forms of a word begin
 _MOST_APART: Final = 4  # letters by which the forms may differ in length
-_ENDINGS: Final = (
-    "ations",
-    "ation",
-    "ings",
-    "ing",
-    "ness",
-    "ies",
-    "ers",
-    "ed",
-    "er",
-    "es",
-    "s",
-    "y",
-)
-_SHORTEST_STEM: Final = 3  # letters
+_ENDING: Final = re.compile(r"(?<=...)(?:ations?|ings?|ness|ies|ers?|ed|es|s|y)$")  # of a word
 
 
 def telling(text: str) -> list[str]:
@@ -68,7 +53,7 @@ def stems(text: str) -> set[str]:
     "how many" and "how much" count as a word: they ask for a number.
     """
     lower = text.lower().replace("-", "").replace("_", " ")
-    found = {_stem(word) for word in _words(lower) if word not in _STOP_WORDS}
+    found = {_ENDING.sub("", word) for word in _words(lower) if word not in _STOP_WORDS}
     return found | {"how_many"} if re.search(r"\bhow (?:many|much)\b", lower) else found
 
 
@@ -112,13 +97,6 @@ def _words(text: str) -> list[str]:
 def _all_stop_words(word: str) -> bool:
     parts = _words(word.lower())
     return bool(parts) and _STOP_WORDS.issuperset(parts)
-
-
-def _stem(word: str) -> str:
-    for ending in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= _SHORTEST_STEM:
-            return word.removesuffix(ending)
-    return word
 
 
 def _same(stem: str, other: str) -> bool:

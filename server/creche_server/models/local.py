@@ -25,13 +25,13 @@ from creche import (
     UserMessage,
     new_id,
 )
+from creche_server.models import local_arguments as arguing
 from creche_server.models import local_choice as choosing
 from creche_server.models import local_results as results
 from creche_server.models import local_turns as talking
 from creche_server.models.llama import Chunk, Llama, PromptTooLongError, open_llama
 from creche_server.models.local_calibration import Calibrations, Thresholds
 from creche_server.models.precedence import Precedence
-from creche_server.words import is_pleasantry
 
 _log: Final = logging.getLogger("creche.model")
 
@@ -230,15 +230,17 @@ class LocalModel:
         self, messages: Sequence[Message], message: str, tools: Sequence[ToolSpec], tally: _Tally
     ) -> ToolCallRequest | None:
         """The tool call that the message needs, if any."""
-        if len(message) > choosing.LONGEST_MESSAGE or is_pleasantry(message):
-            return None
         instructions = " ".join(m.content for m in messages if isinstance(m, SystemMessage))
+        evidence = choosing.evidence(tools, instructions, message)
+        if len(message) > arguing.LONGEST_MESSAGE or choosing.is_talk(message, evidence):
+            return None
+        prefix = choosing.choice_prefix(tools, instructions)
         try:
             async with self._choosing:
-                chosen = await self._choice(message, tools, instructions, tally)
+                chosen = await self._choice(message, tools, prefix, evidence, tally)
             for tool in tools:
                 if tool.name == chosen:
-                    arguments = choosing.arguments_at_sight(tool, message)
+                    arguments = arguing.arguments_at_sight(tool, message)
                     if arguments is None:
                         arguments = await self._arguments(tool, message, tally)
                     if arguments is not None:
@@ -249,15 +251,18 @@ class LocalModel:
         return None
 
     async def _choice(
-        self, message: str, tools: Sequence[ToolSpec], instructions: str, tally: _Tally
+        self,
+        message: str,
+        tools: Sequence[ToolSpec],
+        prefix: str,
+        evidence: Mapping[str, float],
+        tally: _Tally,
     ) -> str | None:
         """The name of the tool that the message needs, if any."""
-        prefix = choosing.choice_prefix(tools, instructions)
         prompt = choosing.choice_prompt(prefix, message)
         thresholds = await self._thresholds_for(prefix, tools, tally)
         likelihoods = await self._likelihoods(prompt, tally)
         odds = choosing.log_odds(tools, likelihoods)
-        evidence = choosing.evidence(tools, instructions, message)
         chosen = choosing.choose(odds, thresholds, evidence)
         if chosen is None:
             return None
@@ -306,8 +311,8 @@ class LocalModel:
     ) -> str | None:
         """JSON for the tool's arguments; None where the model did not come to its end."""
         request = {
-            "prompt": choosing.arguments_prompt(tool, message),
-            "json_schema": choosing.arguments_schema(tool, message),
+            "prompt": arguing.arguments_prompt(tool, message),
+            "json_schema": arguing.arguments_schema(tool, message),
         }
         text = (await self._text(request, longest, tally)).strip()
         try:

@@ -1,4 +1,4 @@
-"""Which tool a message needs, and with what arguments: what the local model is asked. No I/O.
+"""Which tool a message needs: what the local model is asked, and what is made of it. No I/O.
 
 SmolLM2-135M's chat template knows no tools, and asked outright to pick one it guesses. What
 it does well is to continue a pattern. So a list of messages, each with the tool that it needs,
@@ -18,56 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from creche import ToolSpec
-from creche_server.models.local_turns import harmless, shortened
-from creche_server.words import phrases, shared, stems
+from creche_server.models.local_examples import EXAMPLES, examples_of, one_line
+from creche_server.words import is_pleasantry, shared, stems
 
 NO_TOOL: Final = "talk"  # the label for a message that needs no tool
 
-_Examples = dict[str, tuple[tuple[str, dict[str, Any]], ...]]
-
-# What people say when they need a tool of this name, and its arguments then. A tool that is not
-# here is introduced by what its author, and its agent's instructions, say of it.
-_EXAMPLES: Final[_Examples] = {
-    "calculator": (
-        ("What is 8 * 6?", {"expression": "8 * 6"}),
-        ("How much is 15 plus 4.5", {"expression": "15 + 4.5"}),
-        ("(2 + 6) / (4 - 1) =", {"expression": "(2 + 6) / (4 - 1)"}),
-        ("9 people pay 20 each, what is the total?", {"expression": "9 * 20"}),
-    ),
-    "clock": (
-        ("What time is it in London?", {"timezone": "Europe/London"}),
-        ("What's the date?", {"timezone": "UTC"}),
-        ("What time is it now", {"timezone": "UTC"}),
-        ("Is it Friday?", {"timezone": "UTC"}),
-    ),
-    "search_history": (
-        ("What did I say about my cat last week?", {"query": "cat"}),
-        ("Find where I mentioned a recipe", {"query": "recipe"}),
-        ("Search our old chats for the word garden", {"query": "garden"}),
-        ("Do you remember my brother's name?", {"query": "brother"}),
-        ("Did we ever speak of cars?", {"query": "cars"}),
-    ),
-}
-# More of them that show only the arguments: a choice does not get better by them, but slower.
-_MORE_ARGUMENTS: Final[_Examples] = {
-    "calculator": (
-        ("what's (9 - 5) * 3?", {"expression": "(9 - 5) * 3"}),
-        ("Compute 750 - 180", {"expression": "750 - 180"}),
-        ("(12+4)*(6-2)", {"expression": "(12+4)*(6-2)"}),
-        ("What's 20% of 60?", {"expression": "20 / 100 * 60"}),
-        ("6 * (1 + 8)", {"expression": "6 * (1 + 8)"}),
-        ("Divide 50 by 2", {"expression": "50 / 2"}),
-        ("what is 6 to the power of 2", {"expression": "6 ** 2"}),
-        ("4*(5+9)", {"expression": "4*(5+9)"}),
-    ),
-    "clock": (
-        ("time in New York", {"timezone": "America/New_York"}),
-        ("Tell me the date in Tokyo", {"timezone": "Asia/Tokyo"}),
-        ("Which day is today?", {"timezone": "UTC"}),
-        ("what is the time in Berlin", {"timezone": "Europe/Berlin"}),
-        ("Time in Madrid?", {"timezone": "Europe/Madrid"}),
-    ),
-}
 _TALK: Final = (
     "Hi there",
     "Tell me a story",
@@ -106,26 +61,6 @@ _CUES: Final[Mapping[str, re.Pattern[str]]] = {
         re.IGNORECASE,
     ),
 }
-_SUM: Final = re.compile(
-    r"(?<![\w.])[(\s]*\d+(?:\.\d+)?(?:[\s()]*(?:\*\*|[-+*/^×÷])[\s()]*\d+(?:\.\d+)?)+(?:\s*\))*(?![\w])"  # noqa: RUF001
-)
-# What narrows a schema already, or makes it ask for what nobody says in so many words.
-_NARROWER: Final = frozenset({"enum", "const", "format", "pattern", "minLength", "maxLength"})
-_NUMBER_WORDS: Final = {
-    "one": 1,
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "eleven": 11,
-    "twelve": 12,
-}
-_LONGEST_NUMBER: Final = 15  # digits
 # With these a tool's name begins that says by its other words what it is about.
 _VERBS: Final = frozenset(
     {"ask", "check", "fetch", "find", "get", "look", "lookup", "query", "read", "show", "tell"}
@@ -140,14 +75,8 @@ _SHARED: Final = (1.2, 0.6)  # nats for the first and for the second word that t
 _IN_NAME: Final = 0.5  # nats more if one of them is in the tool's name
 _NOTHING_SHARED: Final = -0.5  # nats
 _ALONE: Final = 0.5  # nats for the one tool of an agent whose instructions speak of it
-_UNSEEN: Final = -20.0  # the log-likelihood of a label that is not among the likeliest tokens
-
 _LONGEST_DESCRIPTION: Final = 120  # characters of what a tool does that a choice is told
-_LONGEST_LOOK: Final = 400  # characters of the message that a choice looks at
-LONGEST_MESSAGE: Final = 1500  # characters; a longer message is no question for a tool
-
-
-# --- choosing a tool
+_UNSEEN: Final = -20.0  # the log-likelihood of a label that is not among the likeliest tokens
 
 
 def choice_prefix(tools: Sequence[ToolSpec], instructions: str = "") -> str:
@@ -166,7 +95,7 @@ def choice_prefix(tools: Sequence[ToolSpec], instructions: str = "") -> str:
 
 def choice_prompt(prefix: str, message: str) -> str:
     """Ends where the label of the tool would follow."""
-    return f"{prefix}Message: {_one_line(message)}\nTool:"
+    return f"{prefix}Message: {one_line(message)}\nTool:"
 
 
 def labels(tools: Sequence[ToolSpec]) -> dict[str, str]:
@@ -180,7 +109,7 @@ def labels(tools: Sequence[ToolSpec]) -> dict[str, str]:
         while len(words) > 1 and words[0].lower() in _VERBS:
             words = words[1:]
         label = " ".join(filter(None, words)) or tool.name
-        known = bool(_examples_of(tool, _EXAMPLES))
+        known = bool(examples_of(tool, EXAMPLES))
         found[tool.name] = tool.name if known or label == NO_TOOL else label
     taken = list(found.values())
     return {name: label if taken.count(label) == 1 else name for name, label in found.items()}
@@ -223,7 +152,7 @@ def evidence(tools: Sequence[ToolSpec], instructions: str, message: str) -> dict
     found: dict[str, float] = {}
     for tool in tools:
         nats = _NAMED if f" {tool.name.lower().replace('_', ' ')} " in f" {said} " else 0.0
-        if _examples_of(tool, _EXAMPLES):
+        if examples_of(tool, EXAMPLES):
             cue = _CUES.get(tool.name)
             nats += _CUED if cue and cue.search(message) else 0.0
         else:
@@ -246,6 +175,11 @@ def thresholds(references: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+def is_talk(message: str, evidence: Mapping[str, float]) -> bool:
+    """Whether a message plainly wants no tool: it is polite, and no tool is known by its words."""
+    return is_pleasantry(message) and all(nats < _SHARED[0] for nats in evidence.values())
+
+
 def choose(
     odds: Mapping[str, float], thresholds: Mapping[str, float], evidence: Mapping[str, float]
 ) -> str | None:
@@ -257,13 +191,13 @@ def choose(
 
 def _shown(tool: ToolSpec, instructions: str) -> list[str]:
     """Messages for which the tool is shown to be called."""
-    if examples := _examples_of(tool, _EXAMPLES):
+    if examples := examples_of(tool, EXAMPLES):
         return [message for message, _ in examples]
     words = " ".join(tool.name.split("_"))
     (label,) = labels([tool]).values()
     mentions = [mention.replace(tool.name, words) for mention in _mentions(tool, instructions)]
     return [
-        _one_line(text, _LONGEST_DESCRIPTION)
+        one_line(text, _LONGEST_DESCRIPTION)
         for text in (tool.description or words, f"What about the {label}?", *mentions[:1])
     ]
 
@@ -294,89 +228,3 @@ def _first_token(label: str, likelihoods: Mapping[str, float]) -> str | None:
 def _likelihood(label: str, likelihoods: Mapping[str, float]) -> float:
     token = _first_token(label, likelihoods)
     return _UNSEEN if token is None else likelihoods[token]
-
-
-# --- its arguments
-
-
-def arguments_prompt(tool: ToolSpec, message: str) -> str:
-    """Ends where the JSON of the arguments would follow."""
-    examples = _examples_of(tool, _EXAMPLES) + _examples_of(tool, _MORE_ARGUMENTS)
-    shots = [(m, tool.name, a) for m, a in examples]
-    if not shots:  # a tool that we have no example of sees how others are called
-        shots = [(m, name, a) for name, all_ in _EXAMPLES.items() for m, a in all_[-2:]]
-    told = "".join(f"Message: {m}\n{n}: {json.dumps(a)}\n\n" for m, n, a in shots)
-    about = f"{tool.name}: {_one_line(tool.description)}\n\n"
-    return f"{about}{told}Message: {_one_line(message, LONGEST_MESSAGE)}\n{tool.name}:"
-
-
-def arguments_at_sight(tool: ToolSpec, message: str) -> str | None:
-    """JSON for the arguments where they stand in the message: the one sum in it; else None."""
-    if tool.name != "calculator" or not _examples_of(tool, _EXAMPLES):
-        return None
-    sums = [found[0].strip() for found in _SUM.finditer(message)]
-    if len(sums) != 1 or sums[0].count("(") != sums[0].count(")"):
-        return None
-    if set(re.findall(r"\d+(?:\.\d+)?", message)) != set(re.findall(r"\d+(?:\.\d+)?", sums[0])):
-        return None  # there is more to it
-    return json.dumps({"expression": sums[0].replace("×", "*").replace("÷", "/")})  # noqa: RUF001
-
-
-def arguments_schema(tool: ToolSpec, message: str) -> dict[str, Any]:
-    """The tool's own schema, closed to other keys, and on one line as in the examples.
-
-    For a tool that we have no example of, words and numbers must stand in the message: the model
-    would rather use those that it saw in the examples.
-    """
-    schema = {"additionalProperties": False, **tool.parameters}
-    if not _examples_of(tool, _EXAMPLES):
-        properties: Mapping[str, Any] = tool.parameters.get("properties", {})
-        schema["properties"] = {
-            name: _said_in(message, property_) for name, property_ in properties.items()
-        }
-    return {
-        **schema,
-        # Read by llguidance, which compiles the schema; without it the model may indent for ever.
-        "x-guidance": {
-            "whitespace_flexible": False,
-            "key_separator": ": ",
-            "item_separator": ", ",
-        },
-    }
-
-
-def _said_in(message: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema, narrowed to what the message says where that can be seen."""
-    kind = schema.get("type")
-    if kind not in {"string", "number", "integer"} or schema.keys() & _NARROWER:
-        return schema
-    said: Sequence[str | int | float]
-    if kind == "string":
-        said = phrases(message)
-    else:
-        said = [n for n in _numbers_in(message) if kind == "number" or isinstance(n, int)]
-    return {**schema, "enum": said} if said else schema
-
-
-def _numbers_in(message: str) -> list[int | float]:
-    lower = message.lower()
-    words = [number for word, number in _NUMBER_WORDS.items() if re.search(rf"\b{word}\b", lower)]
-    digits = re.findall(r"\d+(?:\.\d+)?", message.replace(",", ""))
-    short = [text for text in digits if len(text) <= _LONGEST_NUMBER]
-    found = [float(text) if "." in text else int(text) for text in short]
-    return list(dict.fromkeys([*found, *words]))
-
-
-def _examples_of(tool: ToolSpec, examples: _Examples) -> list[tuple[str, dict[str, Any]]]:
-    """Those whose arguments this tool's own schema knows: its name may be all it shares."""
-    known: Mapping[str, Any] = tool.parameters.get("properties", {})
-    return [
-        (m, arguments)
-        for m, arguments in examples.get(tool.name, ())
-        if arguments.keys() <= known.keys()
-    ]
-
-
-def _one_line(text: str, longest: int = _LONGEST_LOOK) -> str:
-    """The text without line breaks, which would let it pose as another example."""
-    return shortened(" ".join(harmless(text).split()), longest)
