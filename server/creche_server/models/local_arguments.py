@@ -18,6 +18,7 @@ _SUM: Final = re.compile(
 )
 # What narrows a schema already, or makes it ask for what nobody says in so many words.
 _NARROWER: Final = frozenset({"enum", "const", "format", "pattern", "minLength", "maxLength"})
+_NUMBERS: Final = frozenset({"number", "integer"})
 _NUMBER_WORDS: Final = {
     "one": 1,
     "two": 2,
@@ -67,8 +68,10 @@ def arguments_schema(tool: ToolSpec, message: str) -> dict[str, Any]:
     schema = {"additionalProperties": False, **tool.parameters}
     if not examples_of(tool, EXAMPLES):
         properties: Mapping[str, Any] = tool.parameters.get("properties", {})
+        counts = any(property_.get("type") in _NUMBERS for property_ in properties.values())
+        said = [phrase for phrase in phrases(message) if not (counts and re.search(r"\d", phrase))]
         schema["properties"] = {
-            name: _said_in(message, property_) for name, property_ in properties.items()
+            name: _narrowed(property_, said, message) for name, property_ in properties.items()
         }
     return {
         **schema,
@@ -81,17 +84,17 @@ def arguments_schema(tool: ToolSpec, message: str) -> dict[str, Any]:
     }
 
 
-def _said_in(message: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema, narrowed to what the message says where that can be seen."""
+def _narrowed(schema: Mapping[str, Any], said: Sequence[str], message: str) -> Mapping[str, Any]:
+    """The schema of a word or a number, narrowed to what the message says if it says any."""
     kind = schema.get("type")
-    if kind not in {"string", "number", "integer"} or schema.keys() & _NARROWER:
-        return schema
-    said: Sequence[str | int | float]
-    if kind == "string":
-        said = phrases(message)
-    else:
-        said = [n for n in _numbers_in(message) if kind == "number" or isinstance(n, int)]
-    return {**schema, "enum": said} if said else schema
+    values: Sequence[str | int | float] = ()
+    if schema.keys() & _NARROWER:
+        pass
+    elif kind == "string":
+        values = said
+    elif kind in _NUMBERS:
+        values = [n for n in _numbers_in(message) if kind == "number" or isinstance(n, int)]
+    return {**schema, "enum": values} if values else schema
 
 
 def _numbers_in(message: str) -> list[int | float]:

@@ -19,14 +19,14 @@ import trio
 
 Thresholds = Mapping[str, float]  # {tool's name: log-odds that a choice must exceed}
 
-_SHIPPED: Final = Path(__file__).with_name("local_calibration.json")
+SHIPPED: Final = Path(__file__).with_name("local_calibration.json")
 _MOST: Final = 32  # sets of tools
 
 
 class Calibrations:
     """The thresholds that are known, by what the prompt of a choice begins with."""
 
-    def __init__(self, model: str, file: Path | None = None, shipped: Path = _SHIPPED) -> None:
+    def __init__(self, model: str, file: Path | None = None, shipped: Path = SHIPPED) -> None:
         """`model` tells one model from others; what is measured is kept in `file`, if given."""
         self._model = model
         self._file = file

@@ -69,10 +69,10 @@ _VERBS: Final = frozenset(
 # questions other than those of benchmarks/local_model.py.
 _SPREAD: Final = 1.5  # standard deviations
 _MARGIN: Final = 1.0  # nats
-_NAMED: Final = 1.0  # nats in favour of a tool whose name is in the message
+_NAMED: Final = 1.0  # nats in favour of a tool if the telling words of its name are in the message
+_IN_NAME: Final = 0.5  # nats if only some of them are
 _CUED: Final = 1.5  # nats in favour of a tool whose cue is in the message
 _SHARED: Final = (1.2, 0.6)  # nats for the first and for the second word that they have in common
-_IN_NAME: Final = 0.5  # nats more if one of them is in the tool's name
 _NOTHING_SHARED: Final = -0.5  # nats
 _ALONE: Final = 0.5  # nats for the one tool of an agent whose instructions speak of it
 _LONGEST_DESCRIPTION: Final = 120  # characters of what a tool does that a choice is told
@@ -147,11 +147,12 @@ def evidence(tools: Sequence[ToolSpec], instructions: str, message: str) -> dict
     A tool that we have examples of is known by them; any other by the words of its name, its
     description, its parameters, and what the instructions say of it.
     """
-    said = " ".join(re.findall(r"[a-z0-9]+", message.lower()))
     asked = stems(message)
     found: dict[str, float] = {}
     for tool in tools:
-        nats = _NAMED if f" {tool.name.lower().replace('_', ' ')} " in f" {said} " else 0.0
+        name = stems(tool.name)
+        named = shared(name, asked)
+        nats = _NAMED if named and named == name else _IN_NAME if named else 0.0
         if examples_of(tool, EXAMPLES):
             cue = _CUES.get(tool.name)
             nats += _CUED if cue and cue.search(message) else 0.0
@@ -160,7 +161,6 @@ def evidence(tools: Sequence[ToolSpec], instructions: str, message: str) -> dict
             about = stems(" ".join([tool.name, tool.description, mentions, *_parameters(tool)]))
             common = shared(asked, about)
             nats += sum(_SHARED[: len(common)]) if common else _NOTHING_SHARED
-            nats += _IN_NAME if shared(common, stems(tool.name)) else 0.0
             nats += _ALONE if mentions and len(tools) == 1 else 0.0
         found[tool.name] = nats
     return found

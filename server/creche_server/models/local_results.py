@@ -17,6 +17,7 @@ from creche import AssistantMessage, Message, ToolMessage
 _LONGEST: Final = 1500  # characters of a result that are told
 _NOTHING: Final = frozenset({"", "[]", "{}", "null", "None", '""'})  # what one that found none says
 _SENTENCE: Final = re.compile(r"""\S+\s+\S+.*[.!?…]["'”’)]*""", re.DOTALL)  # noqa: RUF001
+_NOUNS: Final = frozenset({"calculator", "clock", "tool"})
 _HISTORY: Final = "search_history"
 
 
@@ -45,8 +46,7 @@ def told(messages: Sequence[Message]) -> str | None:
 
 
 def _result(name: str, result: ToolMessage) -> str:
-    # "The calculator says", but "tell_stock says": the name of a function is no noun.
-    source = f"The {name}" if name.isalpha() else name
+    source = f"The {name}" if name in _NOUNS else name  # a function is mostly named by a verb
     if result.error is not None:
         return _short(f"{source} failed: {result.error.strip()}")
     content = result.content.strip()
