@@ -33,7 +33,7 @@ _PUNCTUATION: Final = "\"'`´’.,:;!?()[]{}<>…"  # noqa: RUF001
 _MOST_WORDS: Final = 60
 _LONGEST_PHRASE: Final = 8  # words
 _LEAST_SHARED: Final = 4  # letters with which two forms of a word begin
-_MOST_APART: Final = 4  # letters by which the forms may differ in length
+_MOST_APART: Final = 3  # letters by which the forms may differ in length
 _ENDING: Final = re.compile(r"(?<=...)(?:ations?|ings?|ness|ies|ers?|ed|es|s|y)$")  # of a word
 
 

@@ -48,7 +48,7 @@ def told(messages: Sequence[Message]) -> str | None:
 def _result(name: str, result: ToolMessage) -> str:
     source = f"The {name}" if name in _NOUNS else name  # a function is mostly named by a verb
     if result.error is not None:
-        return _short(f"{source} failed: {result.error.strip()}")
+        return f"{source} failed: {_short(result.error.strip())}"
     content = result.content.strip()
     if content in _NOTHING:
         if name == _HISTORY:
@@ -56,15 +56,16 @@ def _result(name: str, result: ToolMessage) -> str:
         return f"{source} found nothing."
     value = _parsed(content)
     if isinstance(value, str):
-        return _short(value if _SENTENCE.fullmatch(value) else _framed(f"{source} says", value))
+        text = _short(value)
+        return text if _SENTENCE.fullmatch(value) else _framed(f"{source} says", text)
     if name == _HISTORY and isinstance(value, list):
         return _short(_conversations(cast("list[Any]", value)))
-    return _short(_framed(f"{source} says", _readable(value)))
+    return _framed(f"{source} says", _short(_readable(value)))
 
 
 def _parsed(content: str) -> object:
-    """What JSON stands for if it is an object, a list or a text; anything else as it stands."""
-    if content[0] in '[{"':
+    """What JSON stands for if it is an object or a list; anything else as it stands."""
+    if content[0] in "[{":
         try:
             return msgspec.json.decode(content)
         except msgspec.DecodeError:
@@ -73,7 +74,7 @@ def _parsed(content: str) -> object:
 
 
 def _framed(frame: str, text: str) -> str:
-    if "\n" in text:
+    if "\n" in text or text.startswith("- "):
         return f"{frame}:\n{text}"
     return f"{frame} {text}." if text[-1:].isalnum() else f"{frame} {text}"
 
