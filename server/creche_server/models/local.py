@@ -199,7 +199,7 @@ class LocalModel:
                         async for text in words:
                             yield text
             except PromptTooLongError as error:  # nothing has been said yet
-                room = int(room * 0.9 * error.limit / error.tokens)
+                room = int(talking.length(fitting) * 0.9 * error.limit / error.tokens)
                 tokens, limit = error.tokens, error.limit
             else:
                 if fitting[0] != turns[0]:

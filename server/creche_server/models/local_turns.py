@@ -66,13 +66,13 @@ def fit(turns: Sequence[Turn], room: int) -> list[Turn]:
     alike need not be read again.
     """
     kept = list(turns)
-    while _length(kept) > room:
+    while length(kept) > room:
         droppable = [i for i, turn in enumerate(kept[:-1]) if turn["role"] != "system"]
         if not droppable:
             break
         for i in reversed(droppable[:_DROPPED_AT_ONCE]):
             del kept[i]
-    while (excess := _length(kept) - room) > 0:
+    while (excess := length(kept) - room) > 0:
         if len(kept) == 1:
             break
         i = max(range(len(kept) - 1), key=lambda i: len(kept[i]["content"]))
@@ -105,5 +105,6 @@ def shortened(text: str, length: int) -> str:
     return f"{text[: length - tail - 3]} … {text[len(text) - tail :]}"
 
 
-def _length(turns: Sequence[Turn]) -> int:
+def length(turns: Sequence[Turn]) -> int:
+    """Their characters, and about those of the template's marks."""
     return sum(len(turn["content"]) + 16 for turn in turns)
