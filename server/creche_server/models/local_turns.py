@@ -77,10 +77,10 @@ def fit(turns: Sequence[Turn], room: int) -> list[Turn]:
             break
         i = max(range(len(kept) - 1), key=lambda i: len(kept[i]["content"]))
         content = kept[i]["content"]
-        length = max(len(content) - excess, len(content) // 2)
-        if length < _SHORTEST:
+        most = max(len(content) - excess, len(content) // 2)
+        if most < _SHORTEST:
             break
-        kept[i] = {**kept[i], "content": shortened(content, length)}
+        kept[i] = {**kept[i], "content": shortened(content, most)}
     return kept
 
 
