@@ -6,7 +6,8 @@ Asks some questions, each in a new conversation, with the tools of the default a
 of some agents such as a reader of the README would write, and prints a table. The default agent's
 first eight and the shop's first three it must get right. On the others no example, no threshold
 and no weight was tuned; but how results are told, and which sums are read off a message, was
-mended after the default agent's had been asked for the first time.
+mended after the default agent's had been asked for the first time; and which of two tools of one
+trade is meant, after "Book a table for four on Friday".
 
     python benchmarks/local_model.py --calibrate
 

@@ -183,10 +183,14 @@ def is_talk(message: str, evidence: Mapping[str, float]) -> bool:
 def choose(
     odds: Mapping[str, float], thresholds: Mapping[str, float], evidence: Mapping[str, float]
 ) -> str | None:
-    """The tool that stands out most from its own threshold; None: no tool does."""
+    """The tool that stands out from its own threshold; None: no tool does.
+
+    If several do, it is the one that most evidence speaks for, then the one that stands out most:
+    of two tools of one trade, the words of the message tell better which is meant.
+    """
     excess = {name: value - thresholds[name] + evidence[name] for name, value in odds.items()}
-    best = max(excess, key=excess.__getitem__)
-    return best if excess[best] > 0 else None
+    standing = [name for name in excess if excess[name] > 0]
+    return max(standing, key=lambda name: (evidence[name], excess[name]), default=None)
 
 
 def _shown(tool: ToolSpec, instructions: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -318,7 +319,7 @@ async def test_leaving_the_block_stops_the_generation(model: LocalModel):
 
 
 class Watched:
-    """An engine that is watched at work."""
+    """An engine that is watched at work, and waits for who leaves after the first chunk."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -335,7 +336,13 @@ class Watched:
     ) -> object:
         def seen(chunk: Chunk) -> bool:
             self.chunks.append(chunk)
-            return callback(chunk)
+            if len(self.chunks) == 1:
+                return callback(chunk)
+            # On a busy machine it would have read all before anybody could leave.
+            patience = time.monotonic() + 10
+            while not (stopped := callback(chunk)) and time.monotonic() < patience:
+                time.sleep(0.01)
+            return stopped
 
         try:
             return self._engine.handle_chat_completions(request, seen)

@@ -107,6 +107,7 @@ def test_names_that_begin_with_the_same_token_are_rivals():
         ({"calculator": 0.9, "clock": 2.9}, {"calculator": 1.0}, "calculator"),
         ({"calculator": -5.0, "clock": 2.9}, {"calculator": 1.0}, None),
         ({"calculator": 1.2, "clock": 2.9}, {"calculator": -0.5}, None),
+        ({"calculator": 9.0, "clock": 3.5}, {"calculator": 0.5, "clock": 1.0}, "clock"),
     ],
 )
 def test_a_tool_is_chosen_if_it_stands_out_from_what_it_scores_for_nothing(
