@@ -323,6 +323,7 @@ class Watched:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._patience = time.monotonic() + 10
         self.chunks: list[Chunk] = []
         self.ended = threading.Event()
 
@@ -339,8 +340,7 @@ class Watched:
             if len(self.chunks) == 1:
                 return callback(chunk)
             # On a busy machine it would have read all before anybody could leave.
-            patience = time.monotonic() + 10
-            while not (stopped := callback(chunk)) and time.monotonic() < patience:
+            while not (stopped := callback(chunk)) and time.monotonic() < self._patience:
                 time.sleep(0.01)
             return stopped
 
@@ -384,19 +384,6 @@ async def test_a_cancel_stops_a_choice_within_two_seconds(engine: Engine, known:
             cancelled = trio.current_time()
         assert trio.current_time() - cancelled < 2
     assert model._llama.idle
-
-
-async def test_who_asks_does_not_wait_for_the_warming_up_of_other_tools(model: LocalModel):
-    """And what was broken off for them is done afterwards."""
-    model._calibrations = Calibrations("another model", shipped=Path("none"))
-    prefix = choosing.choice_prefix(TOOLS[:1])
-    with trio.fail_after(120):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(model.warm_up, TOOLS[:1])
-            await wait_all_tasks_blocked()
-            assert words(await answer(model, [user("Hello!")], TOOLS))
-            assert await model._calibrations.get(prefix) is None
-        assert await model._calibrations.get(prefix) is not None
 
 
 async def test_two_who_ask_at_once_both_get_the_tool_that_they_need(model: LocalModel):
