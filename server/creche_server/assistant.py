@@ -10,6 +10,7 @@ import msgspec
 
 from creche import ModelAgent, RunError, Store, Tool, ToolContext, role_of, text_of, tool
 from creche_server.arithmetic import evaluate
+from creche_server.words import telling
 
 _MOST_FOUND: Final = 5
 _EXCERPT: Final = 300  # characters
@@ -60,10 +61,13 @@ def history_tool(store: Store) -> Tool:
         query: Annotated[str, msgspec.Meta(description="words that the messages contain")],
     ) -> list[dict[str, str]]:
         """Search this user's earlier conversations."""
+        words = telling(query)
         try:
+            if not words:  # "What have we talked about?" looks for nothing in particular
+                return await _latest(store, caller)
             found = await store.search_messages(
                 caller.context.user_id,
-                query,
+                " ".join(words),
                 limit=_MOST_FOUND + 1,
             )
         except Exception as error:  # boundary: whatever a store raises is nothing for a model
@@ -81,3 +85,18 @@ def history_tool(store: Store) -> Tool:
         ][:_MOST_FOUND]
 
     return search_history
+
+
+async def _latest(store: Store, caller: ToolContext) -> list[dict[str, str]]:
+    """The titles of this user's latest threads, but for one that this run began."""
+    threads = await store.threads(caller.context.user_id, limit=_MOST_FOUND + 1)
+    runs = await store.runs(caller.context.user_id, caller.context.thread_id)
+    return [
+        {
+            "thread_id": thread.thread_id,
+            "when": thread.updated_at.strftime("%Y-%m-%d %H:%M"),
+            "title": thread.title,
+        }
+        for thread in threads
+        if thread.thread_id != caller.context.thread_id or len(runs) > 1
+    ][:_MOST_FOUND]

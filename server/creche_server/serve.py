@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -21,7 +21,9 @@ from creche import (
     AuditSink,
     AuditUnavailableError,
     Infrastructure,
+    ModelAgent,
     Supervisor,
+    Tool,
     UserId,
     end_lost_runs,
     open_journals,
@@ -36,7 +38,7 @@ from creche_server.database import open_database
 from creche_server.door import Door
 from creche_server.http import make_app
 from creche_server.lookups import Lookups
-from creche_server.models import open_models
+from creche_server.models import Offer, open_models
 from creche_server.outbox import Flusher
 from creche_server.services import Services
 from creche_server.settings import Settings
@@ -85,13 +87,15 @@ async def serve(
                 runs = "1 run" if lost == 1 else f"{lost} runs"
                 _log.warning("%s of a server that died ended as lost", runs)
             tools = (calculator, clock, history_tool(store))
+            registry = all_agents(agents)
             async with open_models(
                 settings.model,
-                [tool.spec for tool in tools],
+                offers(registry, tools),
+                calibrations=settings.data / "local-model.json",
                 attempts=settings.model_attempts,
             ) as models:
                 infrastructure = Infrastructure(
-                    agents=all_agents(agents),
+                    agents=registry,
                     tools=tools,
                     models=models,
                     limits=settings.limits,
@@ -269,3 +273,16 @@ def all_agents(own: AgentClassRegistry | None) -> AgentClassRegistry:
     if "assistant" not in registry:
         registry.register("assistant", Assistant)
     return registry
+
+
+def offers(agents: AgentClassRegistry, provided: Sequence[Tool]) -> list[Offer]:
+    """What the default model will be asked with by each agent that asks it, in their order."""
+    by_name = {tool.name: tool for tool in provided}
+    found: list[Offer] = []
+    for name in agents:
+        agent = agents.describe(name)
+        if issubclass(agent.agent_class, ModelAgent) and agent.agent_class.model == "default":
+            tools = (by_name.get(tool) if isinstance(tool, str) else tool for tool in agent.tools)
+            specs = [tool.spec for tool in tools if tool is not None]
+            found.append(Offer(agent.agent_class.instructions, specs))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from sqlalchemy import text
@@ -183,3 +184,55 @@ async def test_a_search_finds_nothing_of_anybody_else(tmp_path: Path) -> None:
         assert found[user][0] == "[]"
         assert f"the answer for {user}" in found[user][1]
         assert other not in "".join(found[user])
+
+
+async def test_a_search_for_nothing_in_particular_finds_the_latest_conversations(
+    tmp_path: Path,
+) -> None:
+    """The page suggests to ask: what have we talked about before?"""
+    async with open_database(f"sqlite:///{tmp_path / 'x.db'}") as store:
+        found: list[list[dict[str, str]]] = []
+        tools = (history_tool(store),)
+
+        async def ask(run: RunContext) -> None:
+            result = await run.call_tool("search_history", {"query": "what have we talked about?"})
+            found.append(msgspec.json.decode(result.content))
+
+        made = infrastructure(store=store, tools=tools, ask=agent_of(ask, tools))
+        async with open_supervisor(made) as supervisor:
+            with trio.fail_after(PATIENCE):
+                for user, thread, said in [
+                    ("bob", "b", "Bob's secret"),
+                    ("ada", "a", "Cats\nand dogs"),
+                    ("ada", "b", "The sea"),
+                    ("ada", "b", "What else?"),
+                    *(("ada", f"t{i}", f"No. {i}") for i in range(6)),
+                ]:
+                    run = await supervisor.start(context(user, thread), "ask", said)
+                    await run.ended()
+    titles = [[item["title"] for item in items] for items in found]
+    assert titles[:4] == [
+        [],
+        [],  # but for the conversation that the question began
+        ["Cats\nand dogs"],
+        ["The sea", "Cats\nand dogs"],
+    ]
+    assert titles[-1] == ["No. 4", "No. 3", "No. 2", "No. 1", "No. 0"]
+    assert found[2][0].keys() == {"thread_id", "when", "title"}
+
+
+async def test_a_search_leaves_out_the_words_of_every_sentence(tmp_path: Path) -> None:
+    async with open_database(f"sqlite:///{tmp_path / 'x.db'}") as store:
+        found: list[list[dict[str, str]]] = []
+        tools = (history_tool(store),)
+
+        async def ask(run: RunContext) -> None:
+            result = await run.call_tool("search_history", {"query": "what about my garden?"})
+            found.append(msgspec.json.decode(result.content))
+
+        made = infrastructure(store=store, tools=tools, ask=agent_of(ask, tools))
+        async with open_supervisor(made) as supervisor:
+            with trio.fail_after(PATIENCE):
+                for said in ("The garden is wet", "Well?"):
+                    await (await supervisor.start(context("ada"), "ask", said)).ended()
+    assert [item["text"] for item in found[1]] == ["The garden is wet"]

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from creche import Model, ToolSpec
 from creche.testing import ScriptedModel, open_pacer
 
+if TYPE_CHECKING:
+    from creche_server.models.local import LocalModel
+
 
 class UnknownModelError(ValueError):
     """The settings name a model that there is none of."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Offer:
+    """What an agent's answers will be asked for with: its instructions and its tools."""
+
+    instructions: str
+    tools: Sequence[ToolSpec]
+
+
 @contextlib.asynccontextmanager
 async def open_models(
     spec: str,
-    tools: Sequence[ToolSpec] = (),
+    offers: Sequence[Offer] = (),
     *,
     attempts: int = 3,
+    calibrations: Path | None = None,
 ) -> AsyncIterator[Mapping[str, Model]]:
     """The models by name; `default` is `spec`: `local`, `scripted` or `openai:NAME`.
 
-    `tools` are those that the first answers will probably be offered. `attempts` is how often
-    an endpoint is asked at most, where its failures may pass.
+    `offers` are those that the first answers will probably be made, the likeliest first; a file
+    `calibrations` keeps what the local model measures of them. `attempts` is how often an
+    endpoint is asked at most, where its failures may pass.
 
     Raises UnknownModelError, and ModelError where a model cannot be opened.
     """
@@ -34,10 +50,11 @@ async def open_models(
     if kind == "local" and not name:
         from creche_server.models.local import open_local_model  # noqa: PLC0415
 
-        async with open_local_model() as model, trio.open_nursery() as nursery:
-            nursery.start_soon(model.warm_up, tools)  # nobody has to wait for it
-            yield {"default": model}
-            nursery.cancel_scope.cancel()
+        async with open_local_model(calibrations=calibrations) as model:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_warm_up, model, offers)  # nobody has to wait for it
+                yield {"default": model}
+                nursery.cancel_scope.cancel()
     elif kind == "scripted" and not name:
         async with open_pacer() as pacer:
             yield {"default": ScriptedModel(pacer)}
@@ -50,3 +67,8 @@ async def open_models(
     else:
         msg = f"there is no model {spec!r}: use local, scripted or openai:NAME"
         raise UnknownModelError(msg)
+
+
+async def _warm_up(model: LocalModel, offers: Sequence[Offer]) -> None:
+    for offer in offers:
+        await model.warm_up(offer.tools, offer.instructions)
