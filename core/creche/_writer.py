@@ -114,6 +114,7 @@ class Writer:
                 self._forget_well(sources)
                 await trio.lowlevel.checkpoint()
                 return
+            together = True
             try:
                 await self._store.commit([commit for _, commit in taken])
             except trio.Cancelled:
@@ -123,11 +124,15 @@ class Writer:
             except Exception as error:  # noqa: BLE001  boundary: one group of commits
                 if len(taken) == 1:
                     self._refuse(*taken[0], error)
-                else:
-                    await self._commit_singly(taken)
-            else:
+                    return
+                together = False
+            if together:
                 for source, commit in taken:
                     self._settle(source, commit)
+            else:
+                # Not while the group's error is handled: it may speak of anybody's rows, and
+                # would be the context of each error that a member is told of.
+                await self._commit_singly(taken)
 
     async def _commit_singly(self, taken: list[tuple[Source, Commit]]) -> None:
         for position, (source, commit) in enumerate(taken):

@@ -87,11 +87,12 @@ def test_a_whole_story_is_the_same_twice():
 
 def test_one_plan_has_many_orders():
     """The scheduler's seed alone, with what users do held fast, makes different stories."""
+    plan = max(map(planned, range(100)), key=lambda plan: sum(map(len, plan.acts.values())))
     orders = set()
     for schedule in range(100):
 
         async def same_acts() -> bytes:
-            return order_of(await play(4, planned(4)))
+            return order_of(await play(plan.seed, plan))
 
         orders.add(run_seeded(schedule, same_acts))
-    assert len(orders) > 50
+    assert len(orders) == 100
