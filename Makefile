@@ -6,24 +6,29 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test lint format bench lock clean FORCE
+.PHONY: help serve test prove lint format bench bench-isolation lock clean FORCE
 
 PORT := 8000
 DATA := .creche
 AGENTS :=
 PYTEST_ARGS :=
 BENCH_ARGS :=
+N := 100000
+PROVE_ARGS :=
 LOCK_ARGS :=
 PYTHON :=
 
 help:  ## this list
-	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 serve: $(or $(wildcard .venv/dev.installed),.venv/server.installed)  ## the server and its page  (PORT=8000 DATA=.creche AGENTS=)
 	@exec .venv/bin/creche serve --port "$(PORT)" --data "$(DATA)" $(AGENTS)
 
 test: .venv/dev.installed  ## all tests, or some  (PYTEST_ARGS="-k cancel" PYTHON=/path/to/another/python3)
 	@exec .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+prove: .venv/dev.installed  ## that users never meet, at length  (N=1000000 PROVE_ARGS="--jobs 4")
+	@exec .venv/bin/python -m tests.isolation.prove -n $(N) $(PROVE_ARGS)
 
 lint: .venv/dev.installed  ## formatting, ruff, mypy, pyright, import contracts: changes nothing
 	.venv/bin/ruff format --check .

@@ -7,7 +7,6 @@ import pytest
 # Their asserts tell as much as those of a test's own file.
 pytest.register_assert_rewrite(
     "tests.agui_rules",
-    "tests.isolation.exploring",
     "tests.server.bare",
     "tests.server.processes",
     "tests.server.running",

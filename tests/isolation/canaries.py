@@ -13,6 +13,8 @@ _CANARY: Final = re.compile(r"canary-(\w+?)-([a-z]+)-(\d+)")
 # Under a key that says that its value is secret, or in an error as `password=...`: no client, no
 # row and no line of a log may ever have it, not even its owner's.
 HIDDEN: Final = "hidden"
+# What an agent's own exception says: for its developer's traceback, and nobody else.
+FAULT: Final = "fault"
 _IDENTITY: Final = frozenset({"user_id", "thread_id", "run_id", "correlation_id", "tool_call_id"})
 _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
@@ -95,4 +97,4 @@ def search_record(record: logging.LogRecord, mark: str) -> list[str]:
 
 
 _NEVER_IN_ERRORS: Final = frozenset({"message", "argument", "result", "metadata", "state"})
-_PAYLOAD: Final = _NEVER_IN_ERRORS | {HIDDEN}
+_PAYLOAD: Final = _NEVER_IN_ERRORS | {HIDDEN, FAULT}

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, cast
 
 import msgspec
 import trio
-from tests.isolation.canaries import HIDDEN, canary
+from tests.isolation.canaries import FAULT, HIDDEN, canary
 
 from creche import (
     AgentClassRegistry,
@@ -92,6 +92,7 @@ def witness(run: RunContext) -> None:
 
 
 # --- tools
+
 
 class Answer(msgspec.Struct):
     echo: str
@@ -186,7 +187,7 @@ class Actor:
     async def _end(self, run: RunContext, script: Script) -> None:
         if script.end == "fails":
             # Nobody but its own log may read this.
-            raise ValueError(own(run.context, "error"))
+            raise ValueError(own(run.context, FAULT))
         if script.end == "told":
             raise RunError(f"{own(run.context, 'error')} password={own(run.context, HIDDEN)}")
         if script.end == "hangs":

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 from tests.agui_rules import RefusedError, StockClient
 from tests.isolation.canaries import (
+    FAULT,
     HIDDEN,
     Finding,
     owner_of,
@@ -24,7 +25,7 @@ from creche import Entry, RunOutcome
 
 TERMINAL: Final = {"RUN_FINISHED", "RUN_ERROR"}
 # Never in what others than the model see: nobody but the run's own code is told these.
-_INSIDE: Final = frozenset({HIDDEN, "metadata"})
+_INSIDE: Final = frozenset({HIDDEN, FAULT, "metadata"})
 _CLOCKS: Final = re.compile(
     r'"timestamp":\d+|datetime\.datetime\([^)]*\)|0x[0-9a-f]+|\d{4}-\d\d-\d\dT[\d:.+]+',
 )
@@ -37,6 +38,8 @@ def findings(evidence: Evidence) -> list[Finding]:
 
 def no_crash(evidence: Evidence) -> Iterator[Finding]:
     """The process lives: nothing but its cancellation comes out of the supervisor's block."""
+    if evidence.hung:
+        yield Finding("crash", "the story never came to its end")
     if evidence.crash is not None:
         words = "; ".join(words_of_error(evidence.crash))
         yield Finding("crash", words[:500])
@@ -71,7 +74,7 @@ def no_canary_in_logs(evidence: Evidence) -> Iterator[Finding]:
 def no_canary_in_errors(evidence: Evidence) -> Iterator[Finding]:
     for user, error in evidence.errors:
         for words in words_of_error(error):
-            for found in strangers(words, owner_of(user), evidence.plan.mark):
+            for found in strangers(words, owner_of(user), evidence.plan.mark, forbidden=_INSIDE):
                 yield Finding("canary in errors", f"{user} was told {found}")
 
 
@@ -79,7 +82,7 @@ def no_canary_in_returns(evidence: Evidence) -> Iterator[Finding]:
     """What calls gave back to a user, their reprs included, is about that user only."""
     for user, value in evidence.returned:
         text = f"{value!r} {value}"
-        for found in strangers(text, owner_of(user), evidence.plan.mark):
+        for found in strangers(text, owner_of(user), evidence.plan.mark, forbidden=_INSIDE):
             yield Finding("canary in returns", f"{user} was given {found}")
 
 
@@ -124,7 +127,9 @@ def grammar_holds(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding("terminal count", f"{user} {run_id} has {ends[run_id]} terminals")
         rows = evidence.store._threads[user, thread_id].runs
         if set(rows) != set(clients):
-            yield Finding("terminal count", f"{user} {thread_id}: {set(rows)} ran, {set(clients)} spoke")
+            yield Finding(
+                "terminal count", f"{user} {thread_id}: {set(rows)} ran, {set(clients)} spoke"
+            )
 
 
 def _logs_of(evidence: Evidence) -> dict[Any, list[dict[str, Any]]]:
@@ -141,7 +146,9 @@ def readers_miss_nothing(evidence: Evidence) -> Iterator[Finding]:
     for (user, thread_id), thread in evidence.store._threads.items():
         stored: dict[int, bytes] = {}
         for chunk in thread.chunks:
-            stored.update(zip(range(chunk.first_seq, chunk.last_seq + 1), chunk.lines(), strict=True))
+            stored.update(
+                zip(range(chunk.first_seq, chunk.last_seq + 1), chunk.lines(), strict=True)
+            )
         logs[user, thread_id, thread.record.epoch] = stored
     for session in evidence.sessions:
         known = logs.setdefault((session.user, session.thread, session.epoch), {})
@@ -192,7 +199,9 @@ def what_is_said_arrives(evidence: Evidence) -> Iterator[Finding]:
         if outcome is not None and row.status != outcome.status:
             yield Finding("delivery", f"{asked.run_id} is {row.status}, told {outcome.status}")
         if not any(asked.script.secret.encode() in chunk.data for chunk in thread.chunks):
-            yield Finding("delivery", f"{asked.user} {asked.run_id}: what it was asked is not there")
+            yield Finding(
+                "delivery", f"{asked.user} {asked.run_id}: what it was asked is not there"
+            )
 
 
 def nothing_is_left(evidence: Evidence) -> Iterator[Finding]:

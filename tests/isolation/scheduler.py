@@ -24,7 +24,7 @@ T = TypeVar("T")
 _scheduler: Final[Any] = trio._core._run
 
 _COLLECT_EVERY: Final = 200  # interleavings, each of which leaves some 100 kB
-PATIENCE: Final = 86_400.0  # seconds of fake time, after which an interleaving hangs
+_PATIENCE: Final = 86_400.0  # seconds of fake time; there is always a deadline to jump to
 
 
 class StillClock(trio.abc.Clock):
@@ -114,7 +114,7 @@ def run_each(
             if number % _COLLECT_EVERY == 0:
                 gc.collect()
             _seed(seed, clock)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(_PATIENCE):
                 results.append(await function(seed))
             if until(results[-1]):
                 return

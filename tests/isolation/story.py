@@ -21,7 +21,6 @@ from tests.isolation.cast import (
     REGISTRY,
     STEPS,
     TOOLS,
-    Asker,
     CanaryModel,
     Script,
     Stage,
@@ -54,6 +53,7 @@ LIMITS: Final = Limits(
     journal_bytes=1024,  # so that readers come upon what only the store has
     read_entries=4,
 )
+PATIENCE: Final = 3_600.0  # seconds of fake time, after which a story hangs
 SHARED_THREAD: Final = "everybody's"  # ids are scoped to their user, so all may use this one
 
 
@@ -195,6 +195,7 @@ class Evidence:
     runs_left: int = 0
     journals_left: int = 0
     tasks_more: int = 0  # than there were before
+    hung: bool = False
     crash: BaseException | None = None
 
 
@@ -222,7 +223,9 @@ def count_tasks() -> int:
     """How many tasks there are in this Trio run."""
 
     def below(task: trio.lowlevel.Task) -> int:
-        return 1 + sum(below(child) for nursery in task.child_nurseries for child in nursery.child_tasks)
+        return 1 + sum(
+            below(child) for nursery in task.child_nurseries for child in nursery.child_tasks
+        )
 
     root = trio.lowlevel.current_root_task()
     assert root is not None
@@ -243,7 +246,7 @@ async def play(seed: int, plan: Plan | None = None) -> Evidence:
         limits=LIMITS,
         store=store,
     )
-    with captured_logs() as evidence.logs:
+    with captured_logs() as evidence.logs, trio.move_on_after(PATIENCE) as patience:
         try:
             async with open_journals(store, LIMITS) as journals:
                 supervisor = await _perform(evidence, infrastructure, journals)
@@ -252,6 +255,7 @@ async def play(seed: int, plan: Plan | None = None) -> Evidence:
         # Whatever comes out of here is evidence, too.
         except Exception as error:  # noqa: BLE001
             evidence.crash = error
+    evidence.hung = patience.cancelled_caught
     evidence.tasks_more = count_tasks() - tasks
     return evidence
 
@@ -276,7 +280,9 @@ async def _perform(
     return supervisor
 
 
-async def _end_early(evidence: Evidence, everything: trio.CancelScope, nursery: trio.Nursery) -> None:
+async def _end_early(
+    evidence: Evidence, everything: trio.CancelScope, nursery: trio.Nursery
+) -> None:
     for _ in range(evidence.plan.pauses):
         await trio.lowlevel.checkpoint()
     for asked in evidence.runs:
@@ -399,7 +405,9 @@ class Person:
         thread = ThreadId(act.thread)
         async with self.supervisor.journals.attached(self.user, thread) as journal:
             if (journal.user_id, journal.thread_id) != (self.user, thread):
-                self.evidence.pried.append(f"{self.user} is attached to {journal.user_id}'s journal")
+                self.evidence.pried.append(
+                    f"{self.user} is attached to {journal.user_id}'s journal"
+                )
             read = self.position.get((act.thread, journal.epoch), 0)
             session = Session(self.user, act.thread, journal.epoch, int(read * act.since))
             self.evidence.sessions.append(session)
@@ -436,7 +444,9 @@ class Person:
                     evidence.pried.append(f"{self.user} reads the row of {other.run_id}")
             if other.thread not in own_threads:
                 thread = ThreadId(other.thread)
-                evidence.returned.append((self.user, await self.supervisor.journals.store.messages(self.user, thread)))
+                evidence.returned.append(
+                    (self.user, await self.supervisor.journals.store.messages(self.user, thread))
+                )
         store = evidence.store
         evidence.returned.append((self.user, await store.threads(self.user)))
         found = await store.search_messages(self.user, "secret", limit=50)

@@ -7,7 +7,7 @@ import uuid
 import trio
 from tests.isolation.checks import order_of, whole_log
 from tests.isolation.scheduler import run_each, run_seeded
-from tests.isolation.story import play, planned
+from tests.isolation.story import planned, play
 
 from creche import new_id
 
@@ -64,11 +64,11 @@ def test_ids_come_from_the_seed_and_are_random_again_afterwards():
 
 
 def test_after_a_run_trio_schedules_as_before():
-    state = trio._core._run._r.getstate()  # type: ignore[attr-defined]
-    allowed = trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING  # type: ignore[attr-defined]
+    state = trio._core._run._r.getstate()
+    allowed = trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING
     run_seeded(5, steps)
-    assert trio._core._run._r.getstate() == state  # type: ignore[attr-defined]
-    assert trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING is allowed  # type: ignore[attr-defined]
+    assert trio._core._run._r.getstate() == state
+    assert trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING is allowed
 
 
 def test_a_whole_story_is_the_same_twice():
