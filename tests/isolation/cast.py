@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, cast
 
 import msgspec
 import trio
-from tests.isolation.canaries import FAULT, HIDDEN, canary
+from tests.isolation.canaries import FAULT, HIDDEN, canary, owner_of
 
 from creche import (
     AgentClassRegistry,
@@ -53,13 +53,10 @@ def script_in(messages: Sequence[Message]) -> Script:
     return msgspec.json.decode(text_of(said), type=Script)
 
 
-def owner_and_mark(context: UserExecutionContext) -> tuple[str, str]:
-    """Whose canaries a context's run may make: what its user put into the metadata."""
-    return context.metadata["owner"], context.metadata["mark"]
-
-
 def own(context: UserExecutionContext, place: str) -> str:
-    return canary(*[owner_and_mark(context)[0], place, owner_and_mark(context)[1]])
+    """A canary of the user whose context this is, as its metadata has it where there is any."""
+    owner = context.metadata.get("owner") or owner_of(context.user_id)
+    return canary(owner, place, context.metadata.get("mark", "0"))
 
 
 class Stage:
@@ -79,26 +76,15 @@ class Stage:
         raise NotImplementedError("the stage is no model")
 
 
-def stage_of(run: RunContext) -> Stage:
-    return cast("Stage", run.model("stage"))
-
-
-def witness(run: RunContext) -> None:
-    """Write down what an agent was given, as the agent could."""
-    said = [f"{m!r}" for m in run.messages]
-    identity = f"{run.context.user_id} {run.context.run_id} {dict(run.context.metadata)}"
-    stage_of(run).seen.append((run.context.user_id, run.context.run_id, f"{identity} {said}"))
-    stage_of(run).note(run.context, f"begins after {len(said)} messages")
+    def witness(self, run: RunContext) -> None:
+        """Write down what an agent was given, as the agent could."""
+        said = [f"{m!r}" for m in run.messages]
+        identity = f"{run.context.user_id} {run.context.run_id} {dict(run.context.metadata)}"
+        self.seen.append((run.context.user_id, run.context.run_id, f"{identity} {said}"))
+        self.note(run.context, f"begins after {len(said)} messages")
 
 
 # --- tools
-
-
-class Answer(msgspec.Struct):
-    echo: str
-    owner: str
-    result: str
-    api_key: str
 
 
 @tool
@@ -133,14 +119,15 @@ class Actor:
     """Does what its script says, step by step, with something in its hands all the while."""
 
     tools: ClassVar[tuple[Tool, ...]] = TOOLS
+    stage: ClassVar[Stage | None] = None  # in a server, whose models are not ours
 
     def __init__(self) -> None:
         self.secret = ""
         self.memory: list[str] = []
 
     async def run(self, run: RunContext) -> dict[str, str]:
-        stage, context = stage_of(run), run.context
-        witness(run)
+        stage, context = self._stage(run), run.context
+        stage.witness(run)
         script = script_in(run.messages)
         self.secret = script.secret
         for step in script.steps:
@@ -151,6 +138,9 @@ class Actor:
                 stage.mixed_up.append(f"{context.user_id}'s agent has the state of another run")
         await self._end(run, script)
         return {"secret": self.secret}
+
+    def _stage(self, run: RunContext) -> Stage:
+        return self.stage or cast("Stage", run.model("stage"))
 
     async def _take(self, step: str, run: RunContext, script: Script) -> None:
         context = run.context
@@ -164,7 +154,7 @@ class Actor:
                 {"secret": own(context, "argument"), "password": own(context, HIDDEN)},
             )
             if result.value["owner"] != context.user_id:
-                stage_of(run).mixed_up.append(f"{context.user_id}'s tool works for another")
+                self._stage(run).mixed_up.append(f"{context.user_id}'s tool works for another")
         elif step == "breaks":
             await run.call_tool("breaks", {"secret": own(context, "error")})
         elif step == "waits":
@@ -204,7 +194,7 @@ class Asker(ModelAgent):
     tools: ClassVar[tuple[Tool, ...]] = TOOLS
 
     async def run(self, run: RunContext) -> None:
-        witness(run)
+        cast("Stage", run.model("stage")).witness(run)
         await super().run(run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +25,7 @@ from creche import Entry, RunOutcome
 
 TERMINAL: Final = {"RUN_FINISHED", "RUN_ERROR"}
 # Never in what others than the model see: nobody but the run's own code is told these.
-_INSIDE: Final = frozenset({HIDDEN, FAULT, "metadata"})
+INSIDE: Final = frozenset({HIDDEN, FAULT, "metadata"})
 _CLOCKS: Final = re.compile(
     r'"timestamp":\d+|datetime\.datetime\([^)]*\)|0x[0-9a-f]+|\d{4}-\d\d-\d\dT[\d:.+]+',
 )
@@ -49,7 +49,7 @@ def no_canary_in_frames(evidence: Evidence) -> Iterator[Finding]:
     for session in evidence.sessions:
         text = b"\n".join([entry.data for entry in session.entries]).decode()
         owner, mark = owner_of(session.user), evidence.plan.mark
-        for found in strangers(text, owner, mark, forbidden=_INSIDE):
+        for found in strangers(text, owner, mark, forbidden=INSIDE):
             yield Finding("canary in frames", f"{session.user} was sent {found}")
 
 
@@ -58,7 +58,7 @@ def no_canary_in_rows(evidence: Evidence) -> Iterator[Finding]:
         rows = [repr(thread.record), repr(thread.messages), repr(list(thread.runs.values()))]
         chunks = [chunk.data.decode() for chunk in thread.chunks]
         text = "\n".join([thread_id, *rows, *chunks])
-        for found in strangers(text, owner_of(user), evidence.plan.mark, forbidden=_INSIDE):
+        for found in strangers(text, owner_of(user), evidence.plan.mark, forbidden=INSIDE):
             yield Finding("canary in rows", f"{user}'s {thread_id} has {found}")
         for run in thread.runs.values():
             if (run.user_id, run.thread_id) != (user, thread_id):
@@ -74,7 +74,7 @@ def no_canary_in_logs(evidence: Evidence) -> Iterator[Finding]:
 def no_canary_in_errors(evidence: Evidence) -> Iterator[Finding]:
     for user, error in evidence.errors:
         for words in words_of_error(error):
-            for found in strangers(words, owner_of(user), evidence.plan.mark, forbidden=_INSIDE):
+            for found in strangers(words, owner_of(user), evidence.plan.mark, forbidden=INSIDE):
                 yield Finding("canary in errors", f"{user} was told {found}")
 
 
@@ -82,7 +82,7 @@ def no_canary_in_returns(evidence: Evidence) -> Iterator[Finding]:
     """What calls gave back to a user, their reprs included, is about that user only."""
     for user, value in evidence.returned:
         text = f"{value!r} {value}"
-        for found in strangers(text, owner_of(user), evidence.plan.mark, forbidden=_INSIDE):
+        for found in strangers(text, owner_of(user), evidence.plan.mark, forbidden=INSIDE):
             yield Finding("canary in returns", f"{user} was given {found}")
 
 
@@ -102,42 +102,38 @@ def nothing_foreign_exists(evidence: Evidence) -> Iterator[Finding]:
 
 def grammar_holds(evidence: Evidence) -> Iterator[Finding]:
     """Each run is in an order that a stock AG-UI client takes, with one terminal, its last."""
-    for (user, thread_id), log in _logs_of(evidence).items():
-        clients: dict[str, StockClient] = {}
-        ends: collections.Counter[str] = collections.Counter()
-        current = ""
-        for event in log:
-            if event["type"] == "RUN_STARTED":
-                if clients and not ends[current]:
-                    yield Finding("grammar", f"{user} {thread_id}: {current} has no end")
-                current = event["runId"]
-                if current in clients:
-                    yield Finding("grammar", f"{user} {thread_id}: {current} starts twice")
-            ends[current] += event["type"] in TERMINAL
-            if event.get("runId", current) != current:
-                yield Finding("grammar", f"{user} {thread_id}: {current} speaks for another run")
-            try:
-                clients.setdefault(current, StockClient()).take(event)
-            except RefusedError as error:
-                yield Finding("grammar", f"{user} {thread_id} {current}: {error}")
-        for run_id, client in clients.items():
-            if not client.is_tidy:
-                yield Finding("grammar", f"{user} {thread_id} {run_id}: something is left open")
-            if ends[run_id] != 1:
-                yield Finding("terminal count", f"{user} {run_id} has {ends[run_id]} terminals")
-        rows = evidence.store._threads[user, thread_id].runs
-        if set(rows) != set(clients):
-            yield Finding(
-                "terminal count", f"{user} {thread_id}: {set(rows)} ran, {set(clients)} spoke"
-            )
+    for (user, thread_id), thread in evidence.store._threads.items():
+        lines = [line for chunk in thread.chunks for line in chunk.lines()]
+        yield from wrong_in_log(f"{user} {thread_id}", lines, set(thread.runs))
 
 
-def _logs_of(evidence: Evidence) -> dict[Any, list[dict[str, Any]]]:
-    """{(user, thread): its log as the store has it}"""
-    return {
-        key: [msgspec.json.decode(line) for chunk in thread.chunks for line in chunk.lines()]
-        for key, thread in evidence.store._threads.items()
-    }
+def wrong_in_log(where: str, lines: Iterable[bytes], rows: Collection[str]) -> Iterator[Finding]:
+    """What is wrong with a thread's whole log; `rows` are the runs that the store knows of."""
+    clients: dict[str, StockClient] = {}
+    ends: collections.Counter[str] = collections.Counter()
+    current = ""
+    for line in lines:
+        event: dict[str, Any] = msgspec.json.decode(line)
+        if event["type"] == "RUN_STARTED":
+            if clients and not ends[current]:
+                yield Finding("grammar", f"{where}: {current} has no end")
+            current = event["runId"]
+            if current in clients:
+                yield Finding("grammar", f"{where}: {current} starts twice")
+        ends[current] += event["type"] in TERMINAL
+        if event.get("runId", current) != current:
+            yield Finding("grammar", f"{where}: {current} speaks for another run")
+        try:
+            clients.setdefault(current, StockClient()).take(event)
+        except RefusedError as error:
+            yield Finding("grammar", f"{where} {current}: {error}")
+    for run_id, client in clients.items():
+        if not client.is_tidy:
+            yield Finding("grammar", f"{where} {run_id}: something is left open")
+        if ends[run_id] != 1:
+            yield Finding("terminal count", f"{where} {run_id} has {ends[run_id]} terminals")
+    if set(rows) != set(clients):
+        yield Finding("terminal count", f"{where}: {set(rows)} ran, {set(clients)} spoke")
 
 
 def readers_miss_nothing(evidence: Evidence) -> Iterator[Finding]:
@@ -181,9 +177,9 @@ def _own_end(asked: Asked, outcome: RunOutcome) -> Iterator[Finding]:
     expected = {"done": "success", "hangs": "cancelled"}.get(asked.script.end, "failed")
     if outcome.status != expected:
         yield Finding("ends", f"{who} is {outcome.status}, not {expected}: {outcome}")
-    elif expected == "success" and asked.agent == "actor":
-        if outcome.result != {"secret": asked.script.secret}:
-            yield Finding("ends", f"{who} returned {outcome.result}")
+    wanted = {"secret": asked.script.secret} if asked.agent == "actor" else None
+    if outcome.status == "success" and outcome.result != wanted:
+        yield Finding("ends", f"{who} returned {outcome.result}")
 
 
 def what_is_said_arrives(evidence: Evidence) -> Iterator[Finding]:
@@ -250,4 +246,5 @@ def _data(entry: Entry) -> bytes:
 
 def order_of(evidence: Evidence) -> bytes:
     """A hash of who did what in which order: equal for two stories that took the same course."""
-    return hashlib.sha1("\n".join(evidence.stage.trace).encode(), usedforsecurity=False).digest()
+    trace = "\n".join(evidence.stage.trace).replace(f"-{evidence.plan.mark}", "")
+    return hashlib.sha1(trace.encode(), usedforsecurity=False).digest()
