@@ -110,6 +110,7 @@ class ExecutionEngine:
             # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows are
             # committed, so it gets its terminal event.
             outcome = self._decide(finish)
+            finish.failure = None  # it holds the frames of the run, which hold it
             self._emitter.close_open()
             seq = self._say_the_end(outcome, self._usage(finish.usage))
             await self._commit_the_end(seq)
@@ -142,9 +143,7 @@ class ExecutionEngine:
                 await self._within_nursery(finish, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
-            passing, failure = split(error)
-            if failure is not None:
-                finish.failure = failure
+            passing, finish.failure = split(error)
             if passing is not None:
                 run.reason = run.reason or "shutdown"
                 raise passing from None

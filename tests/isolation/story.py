@@ -199,21 +199,25 @@ class Evidence:
     crash: BaseException | None = None
 
 
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @contextlib.contextmanager
 def captured_logs() -> Iterator[list[logging.LogRecord]]:
     """Every line that anybody logs in this block, and nobody else gets."""
     root = logging.getLogger()
-    records: list[logging.LogRecord] = []
-
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
-
+    keeper = _Keeper()
     handlers, level = root.handlers[:], root.level
-    root.handlers[:] = [Keeper()]
+    root.handlers[:] = [keeper]
     root.setLevel(logging.DEBUG)
     try:
-        yield records
+        yield keeper.records
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)

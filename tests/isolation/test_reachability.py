@@ -163,8 +163,7 @@ async def test_what_a_run_was_made_of_is_dead_when_it_has_ended(
         assert all(marks.dead().values()), marks.dead()
         assert alive() == before
         assert count_tasks() == tasks
-        if agent not in {"fails", "told"}:  # an exception and its traceback's frame are a circle
-            assert all(by_count.values()), f"only the collector ended {by_count}"
+        assert all(by_count.values()), f"only the collector ended {by_count}"
 
 
 async def test_a_store_and_a_supervisor_hold_nothing_of_runs_that_ended(autojump_clock: MockClock):
