@@ -150,11 +150,13 @@ class ExecutionEngine:
         finally:
             run._nursery = None  # noqa: SLF001
             finish.nursery_closed = trio.current_time()
-            # Nobody else cancels that scope without giving a reason.
+            # Nobody else cancels that scope without giving a reason. What an agent returns after
+            # its deadline, having swallowed the cancel, is no success either.
+            returned = finish.agent_returned
             finish.deadline_passed = (
                 run._scope.cancel_called  # noqa: SLF001
                 and run.reason is None
-                and finish.agent_returned is None
+                and (returned is None or returned >= run._scope.deadline)  # noqa: SLF001
             )
             unexplained = run.reason is None and not finish.deadline_passed
             if unexplained and finish.agent_returned is None and finish.failure is None:

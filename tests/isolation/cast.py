@@ -75,7 +75,6 @@ class Stage:
     def open_stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Any:
         raise NotImplementedError("the stage is no model")
 
-
     def witness(self, run: RunContext) -> None:
         """Write down what an agent was given, as the agent could."""
         said = [f"{m!r}" for m in run.messages]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-import msgspec
 import httpx2
+import msgspec
 import pytest
 import trio
 from tests.isolation.canaries import (
@@ -74,8 +74,7 @@ class Client:
             async with self.server.chat(thread, self.user) as chat:
                 subscription = (await chat.subscribe(since=seen[thread]))["subscription_id"]
                 started = [
-                    await self._start(chat)
-                    for _ in range(min(left, self.chance.randrange(1, 5)))
+                    await self._start(chat) for _ in range(min(left, self.chance.randrange(1, 5)))
                 ]
                 left -= len(started)
                 if self.chance.random() < 0.3:
@@ -190,9 +189,9 @@ def wrong_in_rows(database: Path) -> Iterator[Finding]:
 def wrong_in_files(data: Path) -> Iterator[Finding]:
     """Beside the database, no file has a word of what users say."""
     for path in data.rglob("*"):
-        if path.is_file() and not path.name.startswith("creche.db"):
-            if b"canary-" in path.read_bytes():
-                yield Finding("canary in files", str(path))
+        beside = path.is_file() and not path.name.startswith("creche.db")
+        if beside and b"canary-" in path.read_bytes():
+            yield Finding("canary in files", str(path))
 
 
 def wrong_in_logs(records: list[logging.LogRecord]) -> Iterator[Finding]:

@@ -20,7 +20,6 @@ from trio.testing import MockClock
 
 from creche import (
     Infrastructure,
-    Journals,
     Limits,
     MemoryStore,
     ModelAgent,
@@ -144,15 +143,15 @@ async def one_run(supervisor: Supervisor, agent: str) -> None:
     await run.ended()
 
 
+@pytest.mark.usefixtures("_quiet")
 @pytest.mark.parametrize("agent", ["succeeds", "fails", "told", "hangs", "breaks"])
 async def test_what_a_run_was_made_of_is_dead_when_it_has_ended(
     agent: str,
     autojump_clock: MockClock,
-    _quiet: None,
 ):
     """Weak references by its own agent; and by class, whatever the collector knows of."""
     marks = Marks()
-    async with open_supervisor(infrastructure(**bodies(marks))) as supervisor:
+    async with open_supervisor(Infrastructure(agents=bodies(marks))) as supervisor:
         before, tasks = alive(), count_tasks()
         with captured_logs():  # pytest would keep the tracebacks, and with them the frames
             await one_run(supervisor, agent)
@@ -168,7 +167,7 @@ async def test_what_a_run_was_made_of_is_dead_when_it_has_ended(
 
 async def test_a_store_and_a_supervisor_hold_nothing_of_runs_that_ended(autojump_clock: MockClock):
     """Walks from the infrastructure that all runs share: no object of a run is to be found."""
-    shared = infrastructure(**bodies(Marks()))
+    shared = Infrastructure(agents=bodies(Marks()))
     async with open_supervisor(shared) as supervisor:
         with captured_logs():
             for agent in ("succeeds", "fails", "told", "hangs", "breaks"):
@@ -232,7 +231,7 @@ def test_ten_thousand_runs_leave_memory_flat():
         tracemalloc.stop()
     by_blocks = (blocks[RUNS - TRACED] - blocks[1_000]) / (RUNS - TRACED - 1_000)
     by_bytes = (traced[RUNS] - traced[RUNS - TRACED + 100]) / (TRACED - 100)
-    print(f"memory grows by {by_blocks:.4f} blocks a run, and {by_bytes:.2f} bytes")
+    print(f"memory grows by {by_blocks:.4f} blocks a run, and {by_bytes:.2f} bytes")  # noqa: T201  the figure, with -s
     assert by_blocks < MOST_BLOCKS_PER_RUN, blocks
     assert by_bytes < MOST_BYTES_PER_RUN, traced
 
@@ -272,5 +271,5 @@ def test_the_engine_is_set_up_and_torn_down_in_well_under_a_millisecond():
 
     trio.run(runs)
     median = sorted(took)[len(took) // 2] * 1e6
-    print(f"a run of nothing takes {median:.0f} µs from its start to its committed end")
+    print(f"a run of nothing takes {median:.0f} µs from its start to its committed end")  # noqa: T201  the figure, with -s
     assert median < 5_000
