@@ -44,6 +44,9 @@ format: .venv/dev.installed  ## format, and mend what ruff can mend by itself
 bench: .venv/dev.installed  ## what an event costs, beside a bare FastAPI server  (BENCH_ARGS="--rounds 2")
 	@exec .venv/bin/python benchmarks/stream.py $(BENCH_ARGS)
 
+bench-isolation: .venv/dev.installed  ## what users wait for each other  (BENCH_ARGS="--users 10,100")
+	@exec .venv/bin/python benchmarks/isolation.py $(BENCH_ARGS)
+
 # server.txt begins as a copy of dev.txt, because uv prefers the pins that it finds: so the two
 # agree. Pins move only when pyproject.toml asks for it, or with LOCK_ARGS=--upgrade.
 lock: .venv/dev.installed  ## requirements/*.txt anew from pyproject.toml  (LOCK_ARGS=--upgrade)
