@@ -1,4 +1,4 @@
-"""The clients of `isolation.py`, in a process of their own: N users who all ask at once.
+"""The clients of `isolation.py`, in a process of their own: N users who ask, each for themselves.
 
 Reads one `Plan` (JSON) on stdin and writes a `Waits` line for each round on stdout.
 """
@@ -6,8 +6,9 @@ Reads one `Plan` (JSON) on stdin and writes a `Waits` line for each round on std
 from __future__ import annotations
 
 import gc
+import heapq
+import random
 import select
-import socket
 import sys
 import time
 
@@ -32,6 +33,7 @@ class Plan(msgspec.Struct, frozen=True):
     agent: str
     words: str  # what the scripted model is told
     rounds: int
+    spread_s: float  # users begin at random moments of so long a time; 0 is all in one instant
     limit_s: float  # of a round
     tokens: tuple[str, ...]  # a bearer token for each user
     core: int | None = None
@@ -73,23 +75,28 @@ class User(Client):
         return not self.running
 
 
-def ask_at_once(users: list[User], plan: Plan, number: int) -> Waits:
-    """All users ask; returns when all have their answer."""
+def ask_all(users: list[User], plan: Plan, number: int) -> Waits:
+    """All users ask, each at a moment of its own; returns when all have their answer."""
     by_fd = {user.sock.fileno(): user for user in users}
-    give_up = time.monotonic() + plan.limit_s
+    begun = time.monotonic()
+    chance = random.Random(number)
+    due = [(begun + chance.uniform(0, plan.spread_s), fd) for fd in by_fd]
+    heapq.heapify(due)
+    running = len(users)
     with select.epoll() as poll:
-        for fd, user in by_fd.items():
-            poll.register(fd, select.EPOLLIN)
-            user.ask(plan.agent, plan.words, number)
-        running = len(users)
         while running:
-            for fd, _ in poll.poll(1.0, len(users)):
+            now = time.monotonic()
+            while due and due[0][0] <= now:
+                _, fd = heapq.heappop(due)
+                poll.register(fd, select.EPOLLIN)
+                by_fd[fd].ask(plan.agent, plan.words, number)
+            for fd, _ in poll.poll(max(0.0, due[0][0] - now) if due else 1.0, len(users)):
                 user = by_fd[fd]
                 if user.running and user.ended(time.monotonic()):
                     running -= 1
                 elif not user.running:
                     poll.unregister(fd)
-            if time.monotonic() > give_up:
+            if time.monotonic() > begun + plan.limit_s:
                 msg = f"{running} of {len(users)} not answered after {plan.limit_s:g} s"
                 raise DeliveryError(msg)
     return Waits(tuple(user.waited for user in users))
@@ -106,10 +113,10 @@ def main() -> None:
         users.extend(User(n, plan.port, token, 0) for n, token in enumerate(plan.tokens))
         for number in range(plan.rounds):
             time.sleep(0.2)  # so that a round begins with an idle server
-            waits = ask_at_once(users, plan, number + 2)
+            waits = ask_all(users, plan, number + 2)
             sys.stdout.buffer.write(msgspec.json.encode(waits) + b"\n")
             sys.stdout.buffer.flush()
-    except (DeliveryError, OSError, socket.timeout) as fault:
+    except (DeliveryError, OSError) as fault:
         sys.stdout.buffer.write(msgspec.json.encode(Waits((), str(fault))) + b"\n")
 
 
