@@ -18,7 +18,7 @@ from tests.isolation.exploring import explore
 from tests.isolation.mutants import MUTANTS
 from tests.isolation.reachability import alive, nothing_is_reachable
 
-MOST_SEEDS: Final = 300
+MOST_SEEDS: Final = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
