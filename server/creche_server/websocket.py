@@ -277,7 +277,7 @@ class ChatClient:
                     }
                     self._reply(replies.success(command_id, result))
                     answered = True
-                    await self._send_events(journal, since)
+                    await self._send_events(journal, since, scope)
         except ThreadDeletedError as error:
             self._reply(replies.error(None, "no_such_thread", str(error)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -295,13 +295,20 @@ class ChatClient:
             self._caught_up = lambda: True
             self._progress.unpark_all()
 
-    async def _send_events(self, journal: Journal, after: int) -> None:
+    async def _send_events(
+        self,
+        journal: Journal,
+        after: int,
+        subscribed: trio.CancelScope,
+    ) -> None:
         sent = after
         self._caught_up = lambda: sent >= journal.visible
         while True:
             entries = await journal.read(after=sent)
             self._check_owned(journal)
             await self._outbox.relieved()
+            if subscribed.cancel_called:
+                return  # woken before the unsubscribe, which has been answered meanwhile
             self._outbox.post(b"".join([text_frame(entry.data) for entry in entries]))
             sent = entries[-1].seq
             self._progress.unpark_all()
