@@ -85,10 +85,10 @@ def search_record(record: logging.LogRecord, mark: str) -> list[str]:
     for key, value in extra.items():
         allowed = named is None and key in {"thread_id", "run_id"}
         if key not in _IDENTITY:
-            found += strangers(str(value), owner, mark, forbidden=_PAYLOAD)
+            found += strangers(str(value), owner, mark, forbidden=PAYLOAD)
         elif not allowed:
             found += strangers(str(value), owner, mark)
-    found += strangers(f"{record.getMessage()} {record.args}", owner, mark, forbidden=_PAYLOAD)
+    found += strangers(f"{record.getMessage()} {record.args}", owner, mark, forbidden=PAYLOAD)
     if record.exc_info:
         for words in words_of_error(record.exc_info[1]):
             # What prints the traceback takes `password=...` out; whose it is, is ours to see to.
@@ -97,4 +97,4 @@ def search_record(record: logging.LogRecord, mark: str) -> list[str]:
 
 
 _NEVER_IN_ERRORS: Final = frozenset({"message", "argument", "result", "metadata", "state"})
-_PAYLOAD: Final = _NEVER_IN_ERRORS | {HIDDEN, FAULT}
+PAYLOAD: Final = _NEVER_IN_ERRORS | {HIDDEN, FAULT}

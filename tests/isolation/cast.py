@@ -1,14 +1,15 @@
 """Who acts in a story: agents, tools, a model and a store, each of which handles secrets.
 
 Classes and tools are shared by all runs, as in a real process; whatever belongs to one story is
-in its `Stage`, which agents reach as one of the models.
+in its `Stage`, which agents look up in `STAGE`.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any, ClassVar, Final, cast
+from contextvars import ContextVar
+from typing import Any, ClassVar, Final
 
 import msgspec
 import trio
@@ -24,7 +25,9 @@ from creche import (
     ModelPart,
     RunContext,
     RunError,
+    Step,
     StoreUnavailableError,
+    SubagentResult,
     TextDelta,
     Tool,
     ToolCallRequest,
@@ -60,9 +63,7 @@ def own(context: UserExecutionContext, place: str) -> str:
 
 
 class Stage:
-    """What one story's agents share with the test, which looks at it later; reached as a model."""
-
-    name = "stage"
+    """What one story's agents share with the test, which looks at it later."""
 
     def __init__(self) -> None:
         self.trace: list[str] = []  # who did what, in the order of doing
@@ -72,15 +73,16 @@ class Stage:
     def note(self, context: UserExecutionContext, what: str) -> None:
         self.trace.append(f"{context.user_id} {context.run_id}: {what}")
 
-    def open_stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Any:
-        raise NotImplementedError("the stage is no model")
-
     def witness(self, run: RunContext) -> None:
         """Write down what an agent was given, as the agent could."""
         said = [f"{m!r}" for m in run.messages]
         identity = f"{run.context.user_id} {run.context.run_id} {dict(run.context.metadata)}"
         self.seen.append((run.context.user_id, run.context.run_id, f"{identity} {said}"))
         self.note(run.context, f"begins after {len(said)} messages")
+
+
+# Set before a story's tasks begin. No agent's class could have it: classes are shared by stories.
+STAGE: Final = ContextVar[Stage]("stage")
 
 
 # --- tools
@@ -118,30 +120,27 @@ class Actor:
     """Does what its script says, step by step, with something in its hands all the while."""
 
     tools: ClassVar[tuple[Tool, ...]] = TOOLS
-    stage: ClassVar[Stage | None] = None  # in a server, whose models are not ours
 
     def __init__(self) -> None:
         self.secret = ""
-        self.memory: list[str] = []
+        self.memory = begin_memory(self)
 
     async def run(self, run: RunContext) -> dict[str, str]:
-        stage, context = self._stage(run), run.context
+        stage, context = STAGE.get(), run.context
         stage.witness(run)
         script = script_in(run.messages)
         self.secret = script.secret
-        for step in script.steps:
+        for number, step in enumerate(script.steps, 1):
             stage.note(context, step)
             self.memory.append(f"{own(context, 'state')} {step}")
-            await self._take(step, run, script)
+            rest = msgspec.structs.replace(script, steps=script.steps[number:])
+            await self._take(step, run, rest)
             if self.secret != script.secret:
                 stage.mixed_up.append(f"{context.user_id}'s agent has the state of another run")
         await self._end(run, script)
         return {"secret": self.secret}
 
-    def _stage(self, run: RunContext) -> Stage:
-        return self.stage or cast("Stage", run.model("stage"))
-
-    async def _take(self, step: str, run: RunContext, script: Script) -> None:
+    async def _take(self, step: str, run: RunContext, rest: Script) -> None:
         context = run.context
         if step == "says":
             await run.emit.text(f"{self.secret} ")
@@ -153,7 +152,7 @@ class Actor:
                 {"secret": own(context, "argument"), "password": own(context, HIDDEN)},
             )
             if result.value["owner"] != context.user_id:
-                self._stage(run).mixed_up.append(f"{context.user_id}'s tool works for another")
+                STAGE.get().mixed_up.append(f"{context.user_id}'s tool works for another")
         elif step == "breaks":
             await run.call_tool("breaks", {"secret": own(context, "error")})
         elif step == "waits":
@@ -163,15 +162,42 @@ class Actor:
         elif step == "splits":
             async with trio.open_nursery() as nursery:
                 for name in ("calls", "remembers"):
-                    nursery.start_soon(self._take, name, run, script)
+                    nursery.start_soon(self._take, name, run, rest)
         elif step == "remembers":
             await run.emit.custom("memory", list(self.memory))
             await trio.lowlevel.checkpoint()
         elif step == "cleans up":
             async with run.cleanup():
                 await trio.sleep(0.001)
-        # Sub-agents (`run.spawn`) belong here: one step that spawns an Actor with what remains of
-        # the script, and STEPS below.
+        else:
+            await self._hand_on(step, run, rest)
+
+    async def _hand_on(self, step: str, run: RunContext, rest: Script) -> None:
+        """Have sub-agents do what is left of the script."""
+        told = msgspec.json.encode(rest).decode()
+        if step == "delegates":
+            self._check(run, rest, await run.spawn("actor", told))
+        elif step == "asks":
+            self._check(run, rest, await run.spawn("asker", told))
+        elif step == "divides":
+            # The one whose failure matters may stop the other.
+            steps = [
+                Step(agent="actor", input=told, continue_on_error=True),
+                Step(agent="actor", input=told),
+            ]
+            for part in await run.parallel(steps):
+                self._check(run, rest, part)
+
+    def _check(self, run: RunContext, rest: Script, result: SubagentResult) -> None:
+        """A sub-agent ended as its own script has it, and came back with its own user's words."""
+        stage, context = STAGE.get(), run.context
+        stage.seen.append((context.user_id, context.run_id, f"{result!r}"))
+        stage.note(context, f"its {result.agent} is {result.status}")
+        wanted = {"secret": self.secret} if result.agent == "actor" else None
+        if result.ok and (result.result != wanted or rest.end != "done"):
+            stage.mixed_up.append(f"{context.user_id}'s sub-agent ended as another's: {result}")
+        if result.status == "failed" and rest.end not in {"fails", "told"}:
+            stage.mixed_up.append(f"{context.user_id}'s sub-agent failed: {result}")
 
     async def _end(self, run: RunContext, script: Script) -> None:
         if script.end == "fails":
@@ -183,7 +209,16 @@ class Actor:
             await trio.sleep_forever()
 
 
-STEPS: Final = ("says", "calls", "breaks", "sleeps", "splits", "remembers", "cleans up")
+def begin_memory(actor: Actor) -> list[str]:
+    """What an instance keeps; mutants put something else here, as the class is guarded."""
+    del actor
+    return []
+
+
+STEPS: Final = (
+    *("says", "calls", "breaks", "sleeps", "splits", "remembers", "cleans up"),
+    *("delegates", "asks", "divides"),
+)
 ENDS: Final = ("done", "done", "done", "fails", "told", "hangs")
 
 
@@ -193,7 +228,7 @@ class Asker(ModelAgent):
     tools: ClassVar[tuple[Tool, ...]] = TOOLS
 
     async def run(self, run: RunContext) -> None:
-        cast("Stage", run.model("stage")).witness(run)
+        STAGE.get().witness(run)
         await super().run(run)
 
 

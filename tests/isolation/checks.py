@@ -13,6 +13,7 @@ from tests.agui_rules import RefusedError, StockClient
 from tests.isolation.canaries import (
     FAULT,
     HIDDEN,
+    PAYLOAD,
     Finding,
     owner_of,
     search_record,
@@ -95,6 +96,24 @@ def no_canary_in_agents(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("canary in agents", mixed_up)
 
 
+def no_canary_in_the_audit(evidence: Evidence) -> Iterator[Finding]:
+    """Users may be named there, and what they were refused; nothing of what they say."""
+    for record in evidence.audited:
+        text = f"{record!r}"
+        owner = record.user and owner_of(record.user)
+        for found in strangers(text, owner, evidence.plan.mark, forbidden=PAYLOAD):
+            yield Finding("canary in audit", f"{record.kind} of {record.user} has {found}")
+
+
+def only_limits_are_audited(evidence: Evidence) -> Iterator[Finding]:
+    """Nobody crosses a border in a story, so a mix-up that the audit tells of is creche's own."""
+    for record in evidence.audited:
+        if record.kind != "limit_hit":
+            yield Finding("audit", f"{record.kind}: {record.user}, {record.claimed_owner}")
+    for flaw in evidence.audit_flaws:
+        yield Finding("audit", f"{flaw.problem} at {flaw.seq}: {flaw.message}")
+
+
 def nothing_foreign_exists(evidence: Evidence) -> Iterator[Finding]:
     for pried in evidence.pried:
         yield Finding("foreign ids", pried)
@@ -175,7 +194,9 @@ def _own_end(asked: Asked, outcome: RunOutcome) -> Iterator[Finding]:
             yield Finding("ends", f"{who} was cancelled ({outcome.receipt.reason}) by nobody")
         return
     expected = {"done": "success", "hangs": "cancelled"}.get(asked.script.end, "failed")
-    if outcome.status != expected:
+    if outcome.receipt.reason == "isolation_violation":
+        yield Finding("isolation violation", f"{who}: {outcome.message}")
+    elif outcome.status != expected:
         yield Finding("ends", f"{who} is {outcome.status}, not {expected}: {outcome}")
     wanted = {"secret": asked.script.secret} if asked.agent == "actor" else None
     if outcome.status == "success" and outcome.result != wanted:
@@ -219,6 +240,8 @@ CHECKS: Final = (
     no_canary_in_errors,
     no_canary_in_returns,
     no_canary_in_agents,
+    no_canary_in_the_audit,
+    only_limits_are_audited,
     nothing_foreign_exists,
     grammar_holds,
     readers_miss_nothing,
@@ -236,6 +259,7 @@ def whole_log(evidence: Evidence) -> str:
     parts += [(user, repr(value)) for user, value in evidence.returned]
     parts += [(user, repr(error)) for user, error in evidence.errors]
     parts += [(record.name, record.getMessage()) for record in evidence.logs]
+    parts += [(each.kind, each.user, each.resource, each.count) for each in evidence.audited]
     parts += [(key, repr(thread)) for key, thread in evidence.store._threads.items()]
     return _CLOCKS.sub("", "\n".join(map(str, parts)))
 

@@ -16,10 +16,11 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import trio
-from tests.isolation.cast import Actor
+from tests.isolation import cast
 
 from creche import (
     AgentClassRegistry,
+    CrecheError,
     EventEmitter,
     ExecutionEngine,
     Journal,
@@ -36,7 +37,10 @@ from creche import (
     events,
     leaves,
 )
-from creche._engine import AgentInput
+from creche._emitter import SubagentEmitter
+from creche._messages import AgentInput
+from creche._subagents import Subagents
+from creche._tool_calls import ToolCalls
 
 
 @contextlib.contextmanager
@@ -199,7 +203,7 @@ def dispatcher_bound_to_the_last_run() -> Any:
     """A dispatcher of each run's own, but its context sits on the class."""
 
     def change(original: Any) -> Any:
-        async def result(self: ToolDispatcher, *rest: Any, **more: Any) -> Any:
+        async def result(self: ToolCalls, *rest: Any, **more: Any) -> Any:
             Shared.context = self._context
             await trio.lowlevel.checkpoint()
             self._context = Shared.context
@@ -210,7 +214,7 @@ def dispatcher_bound_to_the_last_run() -> Any:
     class Shared:
         context: Any = None
 
-    return replaced(ToolDispatcher, "_result", change)
+    return replaced(ToolCalls, "result", change)
 
 
 @mutant
@@ -233,15 +237,22 @@ def agent_instance_shared() -> Any:
 def agent_class_attribute_written_by_runs() -> Any:
     """An agent's memory is the class's."""
     memory: list[str] = []
+    return replaced(cast, "begin_memory", lambda _: lambda actor: memory)
 
-    def change(original: Any) -> Any:
-        def init(self: Actor) -> None:
-            original(self)
-            self.memory = memory
 
-        return init
+@mutant
+def class_written_by_its_instances() -> Any:
+    """An agent keeps what it knows on its class, under a name that was not there."""
 
-    return replaced(Actor, "__init__", change)
+    def change(_: Any) -> Any:
+        def begin_memory(actor: Any) -> Any:
+            kind = type(actor)
+            kind.kept = getattr(kind, "kept", [])
+            return kind.kept
+
+        return begin_memory
+
+    return replaced(cast, "begin_memory", change)
 
 
 @mutant
@@ -312,7 +323,7 @@ def context_var_with_a_mutable_default() -> Any:
     variable: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("v", default={})  # noqa: B039
 
     def change(original: Any) -> Any:
-        async def result(self: ToolDispatcher, *rest: Any, **more: Any) -> Any:
+        async def result(self: ToolCalls, *rest: Any, **more: Any) -> Any:
             variable.get()["context"] = self._context
             await trio.lowlevel.checkpoint()
             self._context = variable.get()["context"]
@@ -320,7 +331,7 @@ def context_var_with_a_mutable_default() -> Any:
 
         return result
 
-    return replaced(ToolDispatcher, "_result", change)
+    return replaced(ToolCalls, "result", change)
 
 
 @mutant
@@ -330,7 +341,7 @@ def context_var_of_a_shared_task() -> Any:
     first: list[contextvars.Context] = []
 
     def change(original: Any) -> Any:
-        async def result(self: ToolDispatcher, *rest: Any, **more: Any) -> Any:
+        async def result(self: ToolCalls, *rest: Any, **more: Any) -> Any:
             variable.set(self._context)
             if not first:
                 first.append(contextvars.copy_context())
@@ -339,7 +350,7 @@ def context_var_of_a_shared_task() -> Any:
 
         return result
 
-    return replaced(ToolDispatcher, "_result", change)
+    return replaced(ToolCalls, "result", change)
 
 
 @mutant
@@ -348,7 +359,7 @@ def callbacks_over_a_loop_variable() -> Any:
     contexts: list[Any] = []
 
     def change(original: Any) -> Any:
-        async def result(self: ToolDispatcher, *rest: Any, **more: Any) -> Any:
+        async def result(self: ToolCalls, *rest: Any, **more: Any) -> Any:
             contexts.append(self._context)
             await trio.lowlevel.checkpoint()
             callbacks = {}
@@ -359,7 +370,7 @@ def callbacks_over_a_loop_variable() -> Any:
 
         return result
 
-    return replaced(ToolDispatcher, "_result", change)
+    return replaced(ToolCalls, "result", change)
 
 
 # --- look-ups that forget the owner
@@ -588,7 +599,7 @@ def failure_told_with_the_one_before() -> Any:
 
         return public
 
-    return replaced(_engine, "_public", change)
+    return replaced(_engine, "public", change)
 
 
 @mutant
@@ -602,7 +613,7 @@ def failure_told_as_it_is() -> Any:
 
         return public
 
-    return replaced(_engine, "_public", change)
+    return replaced(_engine, "public", change)
 
 
 @mutant
@@ -708,15 +719,102 @@ def result_of_the_run_before() -> Any:
     kept: list[Any] = []
 
     def change(original: Any) -> Any:
-        def decide(self: ExecutionEngine, finish: Any) -> Any:
+        def decide(self: ExecutionEngine, finish: Any, *rest: Any) -> Any:
             if finish.result is not None:
                 kept.append(finish.result)
                 finish.result = kept[-2:][0]
-            return original(self, finish)
+            return original(self, finish, *rest)
 
         return decide
 
     return replaced(ExecutionEngine, "_decide", change)
+
+
+# --- sub-agents and the audit
+
+
+@mutant
+def child_context_cached_by_operation() -> Any:
+    """A sub-agent's context is looked up by what it is for."""
+    cache: dict[str, Any] = {}
+
+    def change(original: Any) -> Any:
+        def child(self: UserExecutionContext, operation: str, **extra: Any) -> Any:
+            if operation not in cache:
+                cache[operation] = original(self, operation, **extra)
+            return cache[operation]
+
+        return child
+
+    return replaced(UserExecutionContext, "child", change)
+
+
+@mutant
+def subagents_told_what_others_were() -> Any:
+    """What sub-agents are asked is collected in one list."""
+    asked_before: list[Any] = []
+
+    def change(original: Any) -> Any:
+        def handed(self: Subagents, parent: Any, context: Any, asked: Any, *rest: Any) -> Any:
+            asked_before.extend(asked)
+            return original(self, parent, context, tuple(asked_before), *rest)
+
+        return handed
+
+    return replaced(Subagents, "_handed", change)
+
+
+@mutant
+def subagents_result_kept_by_name() -> Any:
+    """Who asks the same agent once more gets the answer that there is."""
+    kept: dict[str, Any] = {}
+
+    def change(original: Any) -> Any:
+        async def spawn(self: Subagents, parent: Any, agent: str, state: Any) -> Any:
+            if agent not in kept:
+                kept[agent] = await original(self, parent, agent, state)
+            await trio.lowlevel.checkpoint()
+            return kept[agent]
+
+        return spawn
+
+    return replaced(Subagents, "spawn", change)
+
+
+@mutant
+def subagent_speaks_in_another_run() -> Any:
+    """A sub-agent's voice is that of whichever run had one last."""
+    slot: dict[str, Any] = {}
+
+    def change(original: Any) -> Any:
+        def say(self: SubagentEmitter, event: Any) -> Any:
+            before = slot.setdefault("parent", self._parent)
+            self._parent, slot["parent"] = before, self._parent
+            return original(self, event)
+
+        return say
+
+    return replaced(SubagentEmitter, "_say_within_limits", change)
+
+
+@mutant
+def audited_with_the_payload() -> Any:
+    """The audit is told all that is known of a request."""
+
+    def change(_: Any) -> Any:
+        async def audit_limit(self: Supervisor, context: Any, error: CrecheError) -> None:
+            assert self.infrastructure.audit is not None
+            await self.infrastructure.audit.record(
+                "limit_hit",
+                user=context.user_id,
+                resource=f"runs of {dict(context.metadata)}",
+                operation="start a run",
+                outcome=str(error),
+            )
+
+        return audit_limit
+
+    return replaced(Supervisor, "_audit_limit", change)
 
 
 # --- what outlives its run

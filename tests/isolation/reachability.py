@@ -20,6 +20,9 @@ from creche import (
     ToolDispatcher,
     UserExecutionContext,
 )
+from creche._emitter import SubagentEmitter
+from creche._subagents import Subagents
+from creche._tool_calls import ToolCalls
 
 OF_A_RUN: Final[tuple[type[object], ...]] = (
     Actor,
@@ -30,6 +33,9 @@ OF_A_RUN: Final[tuple[type[object], ...]] = (
     Journal,
     Run,
     RunContext,
+    SubagentEmitter,
+    Subagents,
+    ToolCalls,
     ToolContext,
     ToolDispatcher,
     UserExecutionContext,

@@ -19,6 +19,7 @@ from tests.isolation.canaries import canary
 from tests.isolation.cast import (
     ENDS,
     REGISTRY,
+    STAGE,
     STEPS,
     TOOLS,
     CanaryModel,
@@ -28,11 +29,15 @@ from tests.isolation.cast import (
 )
 
 from creche import (
+    AuditQuery,
+    AuditRecord,
     CrecheError,
     Entry,
+    Flaw,
     Infrastructure,
     Journals,
     Limits,
+    MemorySink,
     Run,
     RunId,
     Supervisor,
@@ -40,16 +45,17 @@ from creche import (
     ThreadId,
     UserExecutionContext,
     UserId,
+    open_audit,
     open_journals,
     open_supervisor,
 )
 
 LIMITS: Final = Limits(
     run_timeout=30.0,
-    tool_timeout=5.0,
+    tool_timeout=1.0,
     cleanup_timeout=1.0,
-    runs_per_thread=3,
-    runs_per_user=4,
+    runs_per_thread=2,
+    runs_per_user=3,
     journal_bytes=1024,  # so that readers come upon what only the store has
     read_entries=4,
 )
@@ -192,6 +198,8 @@ class Evidence:
     )
     pried: list[str] = dataclasses.field(default_factory=list[str])  # what should not have worked
     logs: list[logging.LogRecord] = dataclasses.field(default_factory=list[logging.LogRecord])
+    audited: list[AuditRecord] = dataclasses.field(default_factory=list[AuditRecord])
+    audit_flaws: tuple[Flaw, ...] = ()
     runs_left: int = 0
     journals_left: int = 0
     tasks_more: int = 0  # than there were before
@@ -243,25 +251,43 @@ async def play(seed: int, plan: Plan | None = None) -> Evidence:
     store = WatchedStore(stage, plan.refused)
     evidence = Evidence(plan, stage, store)
     tasks = count_tasks()
-    infrastructure = Infrastructure(
-        agents=REGISTRY,
-        tools=TOOLS,
-        models={"default": CanaryModel(), "stage": stage},
-        limits=LIMITS,
-        store=store,
-    )
+    entered = STAGE.set(stage)
     with captured_logs() as evidence.logs, trio.move_on_after(PATIENCE) as patience:
         try:
-            async with open_journals(store, LIMITS) as journals:
+            async with _opened(evidence) as (infrastructure, journals):
                 supervisor = await _perform(evidence, infrastructure, journals)
                 evidence.runs_left = supervisor.count
             evidence.journals_left = len(journals)
         # Whatever comes out of here is evidence, too.
         except Exception as error:  # noqa: BLE001
             evidence.crash = error
+    STAGE.reset(entered)
     evidence.hung = patience.cancelled_caught
     evidence.tasks_more = count_tasks() - tasks
     return evidence
+
+
+@contextlib.asynccontextmanager
+async def _opened(evidence: Evidence) -> AsyncIterator[tuple[Infrastructure, Journals]]:
+    """What all users of a story share; its audit is read once it is closed."""
+    sink = MemorySink()
+    async with (
+        open_audit(sink) as audit,
+        open_journals(evidence.store, LIMITS) as journals,
+    ):
+        yield (
+            Infrastructure(
+                agents=REGISTRY,
+                tools=TOOLS,
+                models={"default": CanaryModel()},
+                limits=LIMITS,
+                store=evidence.store,
+                audit=audit,
+            ),
+            journals,
+        )
+    evidence.audited = await sink.find(AuditQuery())
+    evidence.audit_flaws = (await sink.check(None)).flaws
 
 
 async def _perform(

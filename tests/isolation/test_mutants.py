@@ -40,7 +40,9 @@ def test_there_are_many_kinds_and_many_checks_that_catch_them(hunted: dict[str, 
     assert len(MUTANTS) >= 20
     every = {check for name in MUTANTS for check in (hunted.get(name) or hunt(name)).checks}
     assert every >= {
+        "audit",
         "canary in agents",
+        "canary in audit",
         "canary in frames",
         "canary in logs",
         "canary in returns",
@@ -51,6 +53,7 @@ def test_there_are_many_kinds_and_many_checks_that_catch_them(hunted: dict[str, 
         "foreign ids",
         "gaps",
         "grammar",
+        "isolation violation",
         "left over",
         "reachability",
         "terminal count",
