@@ -6,24 +6,29 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test lint format bench lock clean FORCE
+.PHONY: help serve test prove lint format bench bench-isolation lock clean FORCE
 
 PORT :=
 DATA :=
 AGENTS :=
 PYTEST_ARGS :=
 BENCH_ARGS :=
+N := 100000
+PROVE_ARGS :=
 LOCK_ARGS :=
 PYTHON :=
 
 help:  ## this list
-	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 serve: $(or $(wildcard .venv/dev.installed),.venv/server.installed)  ## the server and its page  (PORT=8001 DATA=folder AGENTS=myapp:agents)
 	@exec .venv/bin/creche serve $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)") $(AGENTS)
 
 test: .venv/dev.installed  ## all tests, or some  (PYTEST_ARGS="-k cancel" PYTHON=/path/to/another/python3)
 	@exec .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+prove: .venv/dev.installed  ## that users never meet, at length  (N=1000000 PROVE_ARGS="--jobs 4")
+	@exec .venv/bin/python -m tests.isolation.prove -n $(N) $(PROVE_ARGS)
 
 lint: .venv/dev.installed  ## formatting, ruff, types, import contracts, isolation: changes nothing
 	.venv/bin/ruff format --check .
@@ -39,6 +44,9 @@ format: .venv/dev.installed  ## format, and mend what ruff can mend by itself
 
 bench: .venv/dev.installed  ## what an event costs, beside a bare FastAPI server  (BENCH_ARGS="--rounds 2")
 	@exec .venv/bin/python benchmarks/stream.py $(BENCH_ARGS)
+
+bench-isolation: .venv/dev.installed  ## what users wait for each other  (BENCH_ARGS="--users 10,100")
+	@exec .venv/bin/python benchmarks/isolation.py $(BENCH_ARGS)
 
 # server.txt begins as a copy of dev.txt, because uv prefers the pins that it finds: so the two
 # agree. Pins move only when pyproject.toml asks for it, or with LOCK_ARGS=--upgrade.

@@ -51,9 +51,16 @@ def creche_command() -> list[str] | None:
 
 @contextmanager
 def open_creche(
-    folder: Path, core: int, *, users: int, settings: Mapping[str, str]
+    folder: Path,
+    core: int,
+    *,
+    users: int,
+    settings: Mapping[str, str],
+    agents: str | None = None,
 ) -> Generator[Server]:
     """Serve creche on a fresh database in `folder`, with tokens for `users` users.
+
+    `agents` are more agents than the one it has, as MODULE:NAME.
 
     Raises:
         ServerError: it is not installed, or did not start.
@@ -66,6 +73,7 @@ def open_creche(
     data = folder / "data"
     env = {**os.environ, **CRECHE, **settings}
     serve = [*command, "serve", "--host", "127.0.0.1", "--port", "0", "--data", str(data)]
+    serve += [agents] if agents is not None else []
     with _open_process("creche", serve, folder, core, env) as (pid, port):
         tokens: list[str] = []
         for number in range(users):

@@ -14,3 +14,8 @@ pytest.register_assert_rewrite(
     "tests.small_world",
     "tests.store_contract",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Here, since only the first conftest may add an option."""
+    parser.addoption("--seed", type=int, help="the one interleaving that tests/isolation plays")

@@ -168,6 +168,7 @@ class ExecutionEngine:
                 # are committed, so it gets its terminal event.
                 usage = self._usage(finish.usage)
                 outcome = self._decide(finish, self._statistics(finish, usage))
+                finish.failure = None  # it holds the frames of the run, which hold it
                 self._emitter.close_open()
                 seq = self._say_the_end(outcome, usage)
                 await self._commit_the_end(seq)
@@ -202,9 +203,7 @@ class ExecutionEngine:
                 await self._within_nursery(finish, dispatcher, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
-            passing, failure = split(error)
-            if failure is not None:
-                finish.failure = failure
+            passing, finish.failure = split(error)
             if passing is not None:
                 run.reason = run.reason or "shutdown"
                 raise passing from None

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 import trio
 
-from creche._errors import CommitInDoubtError
+from creche._errors import CommitInDoubtError, StoreUnavailableError
 from creche._limits import Limits
 from creche._store import Commit, Store
 
@@ -140,14 +140,18 @@ class Writer:
             for source, commit in group:
                 self._doubtful[source] = commit
                 self._postpone(source, commit, error)
+            return
         except Exception as error:  # noqa: BLE001  boundary: one group of commits
             if len(group) == 1:
                 self._refuse(*group[0], error)
-            else:
-                await self._commit_singly(group, begun)
+                return
         else:
             for source, commit in group:
                 self._settle(source, commit)
+            return
+        # Not while the group's error is handled: it may speak of anybody's rows, and would be the
+        # context of each error that a member is told of.
+        await self._commit_singly(group, begun)
 
     async def _commit_singly(self, group: list[tuple[Source, Commit]], begun: float) -> None:
         """Find out whose commit it was that failed; or that it is the store which fails."""
@@ -160,14 +164,16 @@ class Writer:
                 self._postpone(source, commit, error)
             except Exception as error:  # noqa: BLE001  boundary: one commit
                 self._refuse(source, commit, error)
-                seconds = trio.current_time() - begun
-                if not some_went and (position >= _TRIES or seconds > _PATIENCE):
-                    for spared, its_commit in group[position:]:
-                        self._refuse(spared, its_commit, error)
-                    return
             else:
                 some_went = True
                 self._settle(source, commit)
+            seconds = trio.current_time() - begun
+            if not some_went and (position >= _TRIES or seconds > _PATIENCE):
+                for spared, its_commit in group[position:]:
+                    # An error of their own: what the others failed of is the others' matter.
+                    untried = StoreUnavailableError("the store takes nothing just now")
+                    self._refuse(spared, its_commit, untried)
+                return
 
     async def _out_of_doubt(self, sources: list[Source]) -> list[Source]:
         """Those whose last commit's fate is known; the store is asked where it was not."""

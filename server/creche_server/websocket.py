@@ -291,7 +291,7 @@ class ChatClient:
                     }
                     self._reply(replies.success(command_id, result))
                     answered = True
-                    await self._send_events(journal, since)
+                    await self._send_events(journal, since, scope)
         except ThreadDeletedError as error:
             self._reply(replies.error(None, "no_such_thread", str(error)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -309,7 +309,12 @@ class ChatClient:
             self._caught_up = lambda: True
             self._progress.unpark_all()
 
-    async def _send_events(self, journal: Journal, after: int) -> None:
+    async def _send_events(
+        self,
+        journal: Journal,
+        after: int,
+        subscribed: trio.CancelScope,
+    ) -> None:
         sent = after
         self._caught_up = lambda: sent >= journal.visible
         while True:
@@ -319,6 +324,8 @@ class ChatClient:
                 if sent >= entries[0].seq:  # others get their turn between the parts of a replay
                     await trio.lowlevel.checkpoint()
                 await self._outbox.relieved()
+                if subscribed.cancel_called:
+                    return  # woken before the unsubscribe, which has been answered meanwhile
                 self._outbox.post(frames)
                 sent = last
                 self._progress.unpark_all()

@@ -216,6 +216,21 @@ class TestFailing:
             await trio.sleep(0.01)
             assert good.settled == 2
 
+    async def test_the_error_of_one_row_does_not_carry_that_of_the_group(
+        self,
+        store: TroubledStore,
+        autojump_clock: MockClock,
+    ) -> None:
+        """A database's error prints parameters: those of the group are of several users' rows."""
+        good, bad = Pile("good"), Pile("bad")
+        store.refuses = lambda commit: commit.thread_id == "bad"
+        async with serving(store) as writer:
+            writer.mark(good.add(), urgent=True)
+            writer.mark(bad.add(), urgent=True)
+            await trio.sleep(0.01)
+        assert len(store.attempts[0][1]) == 2
+        assert [error.__context__ for error in bad.errors] == [None]
+
     async def test_what_failed_is_tried_again_ever_more_slowly_until_it_is_taken(
         self,
         store: TroubledStore,

@@ -1,0 +1,60 @@
+"""Every planted leak is caught: the checks of the proof can fail, each for its own reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tests.isolation.exploring import explore
+from tests.isolation.mutants import MUTANTS
+from tests.isolation.reachability import alive, nothing_is_reachable
+from tests.isolation.report import MOST_SEEDS, Caught, hunt
+
+
+@pytest.fixture(scope="module")
+def hunted() -> dict[str, Caught]:
+    """What has been caught so far, so that the last test need not hunt again."""
+    return {}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_planted_leak_is_caught(
+    name: str,
+    hunted: dict[str, Caught],
+    record_property: Callable[[str, object], None],
+):
+    caught = hunted[name] = hunt(name)
+    assert caught.findings, f"nobody noticed: {caught.what}"
+    record_property("caught by", ", ".join(caught.checks))
+    record_property("after", caught.after)
+
+
+def test_without_a_leak_the_same_stories_are_clean():
+    before = alive()
+    judged = explore(range(MOST_SEEDS))
+    assert [story for story in judged if story.findings] == []
+    assert nothing_is_reachable(before) == []
+
+
+def test_there_are_many_kinds_and_many_checks_that_catch_them(hunted: dict[str, Caught]):
+    assert len(MUTANTS) >= 20
+    every = {check for name in MUTANTS for check in (hunted.get(name) or hunt(name)).checks}
+    assert every >= {
+        "audit",
+        "canary in agents",
+        "canary in audit",
+        "canary in frames",
+        "canary in logs",
+        "canary in returns",
+        "canary in rows",
+        "crash",
+        "delivery",
+        "ends",
+        "foreign ids",
+        "gaps",
+        "grammar",
+        "isolation violation",
+        "left over",
+        "reachability",
+        "terminal count",
+    }
