@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import random
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import trio
 from tests.isolation.canaries import (
     HIDDEN,
+    PAYLOAD,
     Finding,
     canary,
     owner_of,
@@ -31,6 +33,7 @@ from tests.isolation.mutants import MUTANTS, replaced
 from tests.isolation.story import SHARED_THREAD, captured_logs
 from tests.server.running import Chat, CommandError, Server, asking, open_server
 
+from creche import AuditRecord
 from creche_server import websocket
 from creche_server.telemetry import configure_logging
 from creche_server.wire import replies
@@ -189,11 +192,24 @@ def wrong_in_rows(database: Path) -> Iterator[Finding]:
 
 
 def wrong_in_files(data: Path) -> Iterator[Finding]:
-    """Beside the database, no file has a word of what users say."""
+    """Beside the database and the audit, no file has a word of what users say."""
     for path in data.rglob("*"):
-        beside = path.is_file() and not path.name.startswith("creche.db")
+        beside = path.is_file() and not path.name.startswith(("creche.db", "audit.jsonl"))
         if beside and b"canary-" in path.read_bytes():
             yield Finding("canary in files", str(path))
+
+
+def wrong_in_audit(path: Path) -> Iterator[Finding]:
+    """Ids are named there, to the one who asked for them even another's; no payload is."""
+    for line in path.read_text().splitlines():
+        record = msgspec.json.decode(line, type=AuditRecord)
+        owner = record.user and owner_of(record.user)
+        rest = repr(msgspec.structs.replace(record, resource=""))
+        named = re.sub(r"canary-\d+-(thread|run)-\d+", "", record.resource)
+        for found in strangers(f"{rest} {named}", owner, MARK, forbidden=PAYLOAD):
+            yield Finding("canary in audit", f"{record.kind} of {record.user} has {found}")
+        if record.kind not in {"thread_mismatch", "run_mismatch", "limit_hit"}:
+            yield Finding("audit", f"{record.kind}: {record.user}, {record.claimed_owner}")
 
 
 def wrong_in_logs(records: list[logging.LogRecord]) -> Iterator[Finding]:
@@ -230,6 +246,7 @@ async def play(data: Path, users: int) -> list[Finding]:
         *(Finding("canary in agents", what) for what in stage.mixed_up),
         *wrong_in_rows(data / "creche.db"),
         *wrong_in_files(data),
+        *wrong_in_audit(data / "audit.jsonl"),
         *wrong_in_logs(records),
     ]
     for client in clients:

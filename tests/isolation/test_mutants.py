@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable
+from typing import cast
 
 import pytest
+from tests.isolation import mutants
 from tests.isolation.exploring import explore
 from tests.isolation.mutants import MUTANTS
 from tests.isolation.reachability import alive, nothing_is_reachable
 from tests.isolation.report import MOST_SEEDS, Caught, hunt
+
+from creche_server.scan import scan_sources
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,23 @@ def test_without_a_leak_the_same_stories_are_clean():
     judged = explore(range(MOST_SEEDS))
     assert [story for story in judged if story.findings] == []
     assert nothing_is_reachable(before) == []
+
+
+def test_the_scanner_sees_those_that_are_plain_in_source():
+    """Most are planted from outside here; these would be found in an agent's own source, too."""
+    source = inspect.getsource(mutants)
+    seen = {
+        node.name.replace("_", " "): finding.rule
+        for finding in scan_sources({"mutants.py": source.encode()}).findings
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+        and node.lineno <= finding.line <= cast("int", node.end_lineno)
+    }
+    assert seen == {
+        "mutable default argument": "CR006",
+        "context var with a mutable default": "CR010",
+        "task that outlives the run": "CR012",
+    }
 
 
 def test_there_are_many_kinds_and_many_checks_that_catch_them(hunted: dict[str, Caught]):
