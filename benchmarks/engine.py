@@ -40,8 +40,8 @@ from creche import (
     open_supervisor,
 )
 from creche._class_guard import ClassWatch
-from creche._engine import propose_run
 from creche._messages import as_messages
+from creche._run_rows import propose_run
 
 
 class Nothing:

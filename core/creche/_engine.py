@@ -16,27 +16,27 @@ from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import UserExecutionContext, logged_context
 from creche._dispatcher import ToolDispatcher
-from creche._emitter import EventEmitter, timestamp
-from creche._errors import CrecheError, IsolationError, StoreUnavailableError
-from creche._failures import identity, json_or_none, log_failure, public
+from creche._emitter import EventEmitter
+from creche._errors import CrecheError, IsolationError
+from creche._failures import identity, log_failure, public
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
 from creche._journals import Journals, open_journals
-from creche._messages import AgentInput, Message, as_messages, text_of
+from creche._messages import AgentInput, Message, as_messages
 from creche._models import Usage
 from creche._quotas import ToolQuotas
-from creche._redaction import printable
 from creche._run import Receipt, Run, RunContext, RunOutcome
+from creche._run_rows import propose_run, run_record
 from creche._statistics import RunStatistics, Tally
-from creche._store import NewThread, RunRecord, RunStatus, StoredMessage, now
+from creche._store import now
 from creche._subagents import Subagents
+from creche._terminal import costs_of, terminal_event
 from creche._tool_calls import ToolTally
 
 _log: Final = logging.getLogger("creche.engine")
 
 # Seconds that a run whose process gives up on it waits for its terminal event's commit.
 _LAST_COMMIT_TIMEOUT: Final = 2.0
-_TITLE_LENGTH: Final = 80
 _WORTH_TELLING: Final = 1.0  # seconds of waiting for its turn, above which a run says so
 
 
@@ -166,7 +166,7 @@ class ExecutionEngine:
                 logged_context.reset(logged)
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
-                usage = self._usage(finish.usage)
+                usage = costs_of(finish.usage, run.context)
                 outcome = self._decide(finish, self._statistics(finish, usage))
                 finish.failure = None  # it holds the frames of the run, which hold it
                 self._emitter.close_open()
@@ -297,7 +297,7 @@ class ExecutionEngine:
         run = self._run
         last_seq = self._journal.last_seq + 1
         record = run_record(run, outcome.status, outcome=outcome, last_seq=last_seq)
-        self._emitter.end(_terminal(run.context, outcome, usage), record)
+        self._emitter.end(terminal_event(run.context, outcome, usage), record)
         return last_seq
 
     async def _commit_the_end(self, seq: int) -> None:
@@ -340,29 +340,6 @@ class ExecutionEngine:
             subagents=finish.tally.subagents,
         )
 
-    def _usage(self, noted: list[tuple[str, Usage]]) -> tuple[events.TokenUsage, ...] | None:
-        """What the run's answers cost, by model. What is no cost is left out, and logged."""
-        totals: dict[str, tuple[int, int]] = {}
-        for note in noted:
-            try:
-                model, spent = note
-                before = totals.get(model, (0, 0))
-                # Providers leave counts out, whatever the types say.
-                inputs, outputs = int(spent.input_tokens or 0), int(spent.output_tokens or 0)
-                totals[printable(model)] = (before[0] + inputs, before[1] + outputs)
-            # Boundary: one note of an agent's. The run's end must not depend on it.
-            except Exception:  # noqa: BLE001
-                _log.exception(
-                    "a run noted a cost that is none", extra=dict(identity(self._run.context))
-                )
-        return (
-            tuple(
-                events.TokenUsage(model=model, input_tokens=inputs, output_tokens=outputs)
-                for model, (inputs, outputs) in totals.items()
-            )
-            or None
-        )
-
     def _log_end(self, outcome: RunOutcome) -> None:
         """One line for each run, so that who watches the log sees the work."""
         status, reason = outcome.status, outcome.receipt.reason
@@ -394,92 +371,3 @@ class _Finish:
         self.usage: list[tuple[str, Usage]] = []
         self.tally = Tally()
         self.watch = ClassWatch()
-
-
-async def call_off(journal: Journal, run: Run) -> None:
-    """Store that a run was cancelled before its turn came; its events follow in its turn.
-
-    If the store does not take that, its turn will tell.
-    """
-    receipt = Receipt(reason=run.reason or "user", elapsed_ms=0, run_ms=0, tasks_ended=0)
-    statistics = RunStatistics(queue_ms=round(run.queued_for * 1000))
-    outcome = RunOutcome(status="cancelled", receipt=receipt, statistics=statistics)
-    with contextlib.suppress(StoreUnavailableError):
-        await journal.propose(runs=(run_record(run, "cancelled", outcome=outcome),))
-        run._conclude(outcome)  # noqa: SLF001
-
-
-async def propose_run(journal: Journal, run: Run, asked: tuple[Message, ...]) -> None:
-    """Commit a run's rows: its thread if that is new, the run as queued, what it was asked.
-
-    Raises StoreUnavailableError; then nothing was written.
-    """
-    title = next((text_of(message) for message in asked if text_of(message)), "")
-    await journal.propose(
-        NewThread(title=title.strip()[:_TITLE_LENGTH], epoch=journal.epoch),
-        new_runs=(run_record(run, "queued"),),
-        messages=tuple(
-            StoredMessage(run_id=run.run_id, message=message, created_at=run.created_at)
-            for message in asked
-        ),
-    )
-
-
-def run_record(
-    run: Run,
-    status: RunStatus,
-    *,
-    outcome: RunOutcome | None = None,
-    last_seq: int | None = None,
-) -> RunRecord:
-    """The row of a run as it stands."""
-    return RunRecord(
-        user_id=run.user_id,
-        thread_id=run.thread_id,
-        run_id=run.run_id,
-        agent=run.agent,
-        status=status,
-        created_at=run.created_at,
-        started_at=run.started_at,
-        ended_at=outcome.ended_at if outcome is not None else None,
-        first_seq=run.first_seq,
-        last_seq=last_seq,
-        reason=outcome.receipt.reason if outcome is not None else None,
-        receipt=outcome.receipt.to_dict() if outcome is not None else None,
-    )
-
-
-def _terminal(
-    context: UserExecutionContext,
-    outcome: RunOutcome,
-    usage: tuple[events.TokenUsage, ...] | None,
-) -> events.Event:
-    """The event that says how a run ended."""
-    if outcome.status == "failed":
-        return events.RunError(
-            message=outcome.message or "",
-            code=outcome.receipt.reason,
-            usage=usage,
-            metadata=_metadata(outcome, context.correlation_id),
-            timestamp=timestamp(),
-        )
-    succeeded = outcome.status == "success"
-    return events.RunFinished(
-        thread_id=context.thread_id,
-        run_id=context.run_id,
-        outcome=events.Succeeded() if succeeded else events.Cancelled(),
-        result=json_or_none(outcome.result) if succeeded else None,
-        usage=usage,
-        metadata=_metadata(outcome),
-        timestamp=timestamp(),
-    )
-
-
-def _metadata(outcome: RunOutcome, correlation_id: str | None = None) -> dict[str, Any]:
-    creche: dict[str, Any] = {
-        "receipt": outcome.receipt.to_dict(),
-        "statistics": outcome.statistics.to_dict(),
-    }
-    if correlation_id is not None:
-        creche["correlation_id"] = correlation_id
-    return {"creche": creche}

@@ -12,7 +12,7 @@ import trio
 from creche._audit import note_mix_up
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
-from creche._engine import ExecutionEngine, call_off, propose_run
+from creche._engine import ExecutionEngine
 from creche._errors import (
     CrecheError,
     DrainingError,
@@ -25,6 +25,7 @@ from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
 from creche._quotas import ToolQuotas
 from creche._run import CancelReason, Run
+from creche._run_rows import call_off, propose_run
 
 _log: Final = logging.getLogger("creche.supervisor")
 

@@ -53,8 +53,8 @@ from creche import (
     open_supervisor,
     tool,
 )
-from creche._engine import propose_run
 from creche._messages import as_messages
+from creche._run_rows import propose_run
 
 
 @pytest.fixture

@@ -1,0 +1,68 @@
+"""A run's rows: as it is asked for, as it stands, as it was called off."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from creche._errors import StoreUnavailableError
+from creche._journal import Journal
+from creche._messages import Message, text_of
+from creche._run import Receipt, Run, RunOutcome
+from creche._statistics import RunStatistics
+from creche._store import NewThread, RunRecord, RunStatus, StoredMessage
+
+_TITLE_LENGTH: Final = 80  # characters
+
+
+async def call_off(journal: Journal, run: Run) -> None:
+    """Store that a run was cancelled before its turn came; its events follow in its turn.
+
+    If the store does not take that, its turn will tell.
+    """
+    receipt = Receipt(reason=run.reason or "user", elapsed_ms=0, run_ms=0, tasks_ended=0)
+    statistics = RunStatistics(queue_ms=round(run.queued_for * 1000))
+    outcome = RunOutcome(status="cancelled", receipt=receipt, statistics=statistics)
+    with contextlib.suppress(StoreUnavailableError):
+        await journal.propose(runs=(run_record(run, "cancelled", outcome=outcome),))
+        run._conclude(outcome)  # noqa: SLF001
+
+
+async def propose_run(journal: Journal, run: Run, asked: tuple[Message, ...]) -> None:
+    """Commit a run's rows: its thread if that is new, the run as queued, what it was asked.
+
+    Raises StoreUnavailableError; then nothing was written.
+    """
+    title = next((text_of(message) for message in asked if text_of(message)), "")
+    await journal.propose(
+        NewThread(title=title.strip()[:_TITLE_LENGTH], epoch=journal.epoch),
+        new_runs=(run_record(run, "queued"),),
+        messages=tuple(
+            StoredMessage(run_id=run.run_id, message=message, created_at=run.created_at)
+            for message in asked
+        ),
+    )
+
+
+def run_record(
+    run: Run,
+    status: RunStatus,
+    *,
+    outcome: RunOutcome | None = None,
+    last_seq: int | None = None,
+) -> RunRecord:
+    """The row of a run as it stands."""
+    return RunRecord(
+        user_id=run.user_id,
+        thread_id=run.thread_id,
+        run_id=run.run_id,
+        agent=run.agent,
+        status=status,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        ended_at=outcome.ended_at if outcome is not None else None,
+        first_seq=run.first_seq,
+        last_seq=last_seq,
+        reason=outcome.receipt.reason if outcome is not None else None,
+        receipt=outcome.receipt.to_dict() if outcome is not None else None,
+    )
