@@ -41,7 +41,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes into `metadata.creche.receipt`."""
-        return dataclasses.asdict(self)
+        # `asdict` copies deeply what cannot change.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ class RunStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes into `metadata.creche.statistics`."""
-        return dataclasses.asdict(self)
+        # `asdict` copies deeply what cannot change.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @dataclasses.dataclass(slots=True)

@@ -33,7 +33,7 @@ from tests.isolation.mutants import MUTANTS, replaced
 from tests.isolation.story import SHARED_THREAD, captured_logs
 from tests.server.running import Chat, CommandError, Server, asking, open_server
 
-from creche import AuditRecord
+from creche import AuditRecord, SecurityAudit
 from creche_server import websocket
 from creche_server.telemetry import configure_logging
 from creche_server.wire import replies
@@ -301,9 +301,23 @@ def unsubscribed_and_still_sent() -> contextlib.AbstractContextManager[None]:
     return replaced(websocket.ChatClient, "_unsubscribe", change)
 
 
+def audited_with_what_was_said() -> contextlib.AbstractContextManager[None]:
+    """A refusal is audited together with words of whom it was refused to."""
+
+    def change(original: Any) -> Any:
+        def added(self: SecurityAudit, key: Any, outcome: str, *rest: Any) -> Any:
+            said = canary(owner_of(key.user or ""), "message", MARK)
+            return original(self, key, f"{outcome}: {said}", *rest)
+
+        return added
+
+    return replaced(SecurityAudit, "_added", change)
+
+
 @pytest.mark.parametrize(
     ("planting", "check"),
     [
+        (audited_with_what_was_said, "canary in audit"),
         (whoever_connected_last, "canary in frames"),
         (unsubscribed_and_still_sent, "subscription"),
         (MUTANTS["payload logged"], "canary in logs"),
