@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 KIB = 1024
 MIB = 1024 * KIB
+
+
+# With fewer, nothing would ever move.
+_AT_LEAST_ONE: Final = frozenset(
+    {"tool_calls_per_minute", "tool_threads", "read_entries", "commit_threads"}
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,3 +51,11 @@ class Limits:
     commit_interval: float = 0.020  # how long drafts may gather before they are committed
     commit_threads: int = 100  # threads in one transaction
     commit_bytes: int = MIB  # of one thread in one transaction, or its first event alone
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.name in _AT_LEAST_ONE else 0
+            if not value >= least:  # so that NaN is refused, too
+                msg = f"Limits.{field.name} must be {least} or more, not {value!r}"
+                raise ValueError(msg)

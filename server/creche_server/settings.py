@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
+    tool_calls: NonNegativeInt = Limits().tool_calls
+    tool_calls_per_minute: PositiveInt = Limits().tool_calls_per_minute
 
     @field_validator("user")
     @classmethod
@@ -108,6 +110,8 @@ class Settings(BaseSettings):
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,
             runs_per_thread=self.runs_per_thread,
+            tool_calls=self.tool_calls,
+            tool_calls_per_minute=self.tool_calls_per_minute,
         )
 
     @classmethod
