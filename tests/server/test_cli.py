@@ -64,7 +64,20 @@ class Rude:
         await run.emit.end_text()
         await run.call_tool("[/nope]\\x1b[2J", {"[/x]": "\\x1b"})
 
-agents = {"slow": Slow, "stubborn": Stubborn, "rude": Rude}
+class Helper:
+    """Tells whoever asks."""
+
+    async def run(self, run):
+        await run.emit.text("whispered aside")
+
+class Boss:
+    """Has another do the work."""
+
+    async def run(self, run):
+        result = await run.spawn("helper", "go")
+        await run.emit.text(f"It said {len(result.text)} letters.")
+
+agents = {"slow": Slow, "stubborn": Stubborn, "rude": Rude, "helper": Helper, "boss": Boss}
 '''
 
 
@@ -508,7 +521,9 @@ class TestServe:
     async def test_serves_agents_of_ones_own(self, server: Server) -> None:
         async with server.http() as http:
             found = (await http.post("/agents/search")).json()
-        assert [agent["name"] for agent in found] == ["slow", "stubborn", "rude", "assistant"]
+        assert [agent["name"] for agent in found] == [
+            *("slow", "stubborn", "rude", "helper", "boss", "assistant"),
+        ]
 
 
 class TestChat:
@@ -601,6 +616,15 @@ class TestChat:
             result = await run_creche(*command, "--data", "data", cwd=tmp_path)
             assert result.returncode == 1
             assert told(result) == f"creche: the server at {creche.server.url} does not answer\n"
+
+    async def test_what_a_subagent_says_is_no_part_of_the_answer(
+        self,
+        server: Server,
+        folder: Path,
+    ) -> None:
+        result = await run_creche("chat", "go", "--agent", "boss", "--data", "data", cwd=folder)
+        assert result.stdout.decode().strip() == "It said 15 letters."
+        assert told(result).splitlines() == ["⤷ helper"]
 
     async def test_says_so_when_the_server_goes_in_the_middle(
         self,
@@ -787,12 +811,15 @@ class TestChat:
             await chat.asleep()
             seen = len(chat.shown)
             await chat.interrupt()
+            await chat.nudge()
             await chat.until(b"you> ", after=seen)
             await chat.type(b"tokens=1\r")
             await chat.until(b"tok0", after=seen)
             await chat.until(b"you> ", after=chat.shown.index(b"tok0"))
             await chat.asleep()
             await chat.interrupt()  # on an empty line
+            with contextlib.suppress(OSError):  # it has left already
+                await chat.nudge()
             assert await chat.ended() == 0
         assert b"go on with: creche chat --thread" in chat.shown
         assert b"half a question" not in chat.shown[seen:]
@@ -1015,10 +1042,16 @@ class Talk:
         """Wait until it waits for a key: CPython misses a signal while it is on its way there."""
         seen = 0
         with trio.fail_after(START_TIMEOUT):
-            while seen < 3:
+            while seen < 3 and self._process.poll() is None:
                 stat = Path(f"/proc/{self._process.pid}/stat").read_text()
                 seen = seen + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
                 await trio.sleep(0.02)
+
+    async def nudge(self) -> None:
+        """A key that changes nothing: with it comes a signal that was missed."""
+        if self._process.poll() is None:
+            await self.asleep()
+            await self.type(b" ")
 
     async def ended(self) -> int:
         with trio.fail_after(15):

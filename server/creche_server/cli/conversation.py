@@ -178,7 +178,11 @@ class _Answer:
 
     def _take(self, event: Mapping[str, Any]) -> int | None:
         """Show one event of our run; the exit code if it was the last one."""
+        if event["type"].startswith("TEXT_MESSAGE_") and "subagentRunId" in event:
+            return None  # told to the agent that asked for it, which makes the answer
         match event["type"]:
+            case "SUBAGENT_STARTED":
+                self._screen.note(f"⤷ {event['name']}")
             case "TEXT_MESSAGE_START":
                 self._status.stop()
             case "TEXT_MESSAGE_CONTENT":
@@ -186,6 +190,19 @@ class _Answer:
                 self._screen.answer(event["delta"])
             case "TEXT_MESSAGE_END":
                 self._screen.end_of_line()
+            case "RUN_FINISHED":
+                self._status.stop()
+                return self._finished(event)
+            case "RUN_ERROR":
+                self._status.stop()
+                self._screen.problem("failed:", "red", event["message"])
+                return EXIT_FAILED
+            case _:
+                self._take_of_tool(event)
+        return None
+
+    def _take_of_tool(self, event: Mapping[str, Any]) -> None:
+        match event["type"]:
             case "TOOL_CALL_START":
                 self._names[event["toolCallId"]] = event["toolCallName"]
                 self._arguments[event["toolCallId"]] = ""
@@ -196,16 +213,8 @@ class _Answer:
                 self._screen.call(self._names[call_id], self._arguments.pop(call_id))
             case "TOOL_CALL_RESULT":
                 self._screen.result(self._names[event["toolCallId"]], event["content"])
-            case "RUN_FINISHED":
-                self._status.stop()
-                return self._finished(event)
-            case "RUN_ERROR":
-                self._status.stop()
-                self._screen.problem("failed:", "red", event["message"])
-                return EXIT_FAILED
             case _:
                 pass
-        return None
 
     def _finished(self, event: Mapping[str, Any]) -> int:
         if event.get("outcome", {}).get("type") != "cancelled":

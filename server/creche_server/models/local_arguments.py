@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from creche import ToolSpec
-from creche_server.models.local_examples import EXAMPLES, MORE_ARGUMENTS, examples_of, one_line
+from creche_server.models import local_examples
+from creche_server.models.local_examples import examples_of, one_line
 from creche_server.words import phrases
 
 LONGEST_MESSAGE: Final = 1500  # characters; a longer message is no question for a tool
@@ -41,10 +42,14 @@ _LONGEST_NUMBER: Final = 15  # digits
 
 def arguments_prompt(tool: ToolSpec, message: str) -> str:
     """Ends where the JSON of the arguments would follow."""
-    examples = examples_of(tool, EXAMPLES) + examples_of(tool, MORE_ARGUMENTS)
+    examples = examples_of(tool, local_examples.EXAMPLES) + examples_of(
+        tool, local_examples.MORE_ARGUMENTS
+    )
     shots = [(m, tool.name, a) for m, a in examples]
     if not shots:  # a tool that we have no example of sees how others are called
-        shots = [(m, name, a) for name, all_ in EXAMPLES.items() for m, a in all_[-2:]]
+        shots = [
+            (m, name, a) for name, all_ in local_examples.EXAMPLES.items() for m, a in all_[-2:]
+        ]
     told = "".join(f"Message: {m}\n{n}: {json.dumps(a)}\n\n" for m, n, a in shots)
     about = f"{tool.name}: {one_line(tool.description)}\n\n"
     return f"{about}{told}Message: {one_line(message, LONGEST_MESSAGE)}\n{tool.name}:"
@@ -52,7 +57,7 @@ def arguments_prompt(tool: ToolSpec, message: str) -> str:
 
 def arguments_at_sight(tool: ToolSpec, message: str) -> str | None:
     """JSON for the arguments where they stand in the message: the one sum in it; else None."""
-    if tool.name != "calculator" or not examples_of(tool, EXAMPLES):
+    if tool.name != "calculator" or not examples_of(tool, local_examples.EXAMPLES):
         return None
     sums = [found[0].strip() for found in _SUM.finditer(message)]
     if len(sums) != 1 or sums[0].count("(") != sums[0].count(")"):
@@ -69,7 +74,7 @@ def arguments_schema(tool: ToolSpec, message: str) -> dict[str, Any]:
     would rather use those that it saw in the examples.
     """
     schema = {"additionalProperties": False, **tool.parameters}
-    if not examples_of(tool, EXAMPLES):
+    if not examples_of(tool, local_examples.EXAMPLES):
         properties: Mapping[str, Any] = tool.parameters.get("properties", {})
         counts = any(property_.get("type") in _NUMBERS for property_ in properties.values())
         said = [phrase for phrase in phrases(message) if not (counts and re.search(r"\d", phrase))]

@@ -19,7 +19,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from creche import ToolSpec
-from creche_server.models.local_examples import EXAMPLES, examples_of, one_line
+from creche_server.models import local_examples
+from creche_server.models.local_examples import examples_of, one_line
 from creche_server.words import is_pleasantry, shared, stems
 
 NO_TOOL: Final = "talk"  # the label for a message that needs no tool
@@ -112,7 +113,7 @@ def labels(tools: Sequence[ToolSpec]) -> dict[str, str]:
         while len(words) > 1 and words[0].lower() in _VERBS:
             words = words[1:]
         label = " ".join(filter(None, words)) or tool.name
-        known = bool(examples_of(tool, EXAMPLES))
+        known = bool(examples_of(tool, local_examples.EXAMPLES))
         found[tool.name] = tool.name if known or label == NO_TOOL else label
     taken = list(found.values())
     return {name: label if taken.count(label) == 1 else name for name, label in found.items()}
@@ -156,7 +157,7 @@ def evidence(tools: Sequence[ToolSpec], instructions: str, message: str) -> dict
         name = stems(tool.name)
         named = shared(name, asked)
         nats = _NAMED if named and named == name else _IN_NAME if named else 0.0
-        if examples_of(tool, EXAMPLES):
+        if examples_of(tool, local_examples.EXAMPLES):
             cue = _CUES.get(tool.name)
             nats += _CUED if cue and cue.search(message) else 0.0
         else:
@@ -198,7 +199,7 @@ def choose(
 
 def _shown(tool: ToolSpec, instructions: str) -> list[str]:
     """Messages for which the tool is shown to be called."""
-    if examples := examples_of(tool, EXAMPLES):
+    if examples := examples_of(tool, local_examples.EXAMPLES):
         return [message for message, _ in examples]
     words = " ".join(tool.name.split("_"))
     (label,) = labels([tool]).values()

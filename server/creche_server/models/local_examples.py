@@ -12,7 +12,7 @@ Examples = dict[str, tuple[tuple[str, dict[str, Any]], ...]]
 
 # What people say when they need a tool of this name, and its arguments then. A tool that is not
 # here is introduced by what its author, and its agent's instructions, say of it.
-EXAMPLES: Final[Examples] = {  # creche: shared only read; JSON\'s encoder takes no proxies
+EXAMPLES: Final[Examples] = {  # creche: shared only read; JSON's encoder takes no proxies
     "calculator": (
         ("What is 8 * 6?", {"expression": "8 * 6"}),
         ("How much is 15 plus 4.5", {"expression": "15 + 4.5"}),
@@ -34,7 +34,7 @@ EXAMPLES: Final[Examples] = {  # creche: shared only read; JSON\'s encoder takes
     ),
 }
 # More of them that show only the arguments: a choice does not get better by them, but slower.
-MORE_ARGUMENTS: Final[Examples] = {  # creche: shared only read; JSON\'s encoder takes no proxies
+MORE_ARGUMENTS: Final[Examples] = {  # creche: shared only read; JSON's encoder takes no proxies
     "calculator": (
         ("what's (9 - 5) * 3?", {"expression": "(9 - 5) * 3"}),
         ("Compute 750 - 180", {"expression": "750 - 180"}),

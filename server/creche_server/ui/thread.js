@@ -5,9 +5,9 @@
 // stays the same object, so that a view need only look at what differs.
 //
 //   thread  {epoch, seq, turns: [turn], asked: [question]}
-//   turn    {runId, status, questions: [{id, text}], parts: [part], startedAt, step,
+//   turn    {runId, status, questions: [{id, text}], parts: [part], startedAt, steps: [name],
 //            receipt, usage, error}         status: running, done, stopped or failed
-//   part    {kind: "text", id, text, open} | {kind: "thought", id, text, open}
+//   part    {kind: "text", id, text, open} | {kind: "thought", id, text, open, by}
 //         | {kind: "tool", id, name, args, result, status, startedAt, endedAt}
 //                                            status: calling, done or failed
 //         | {kind: "agent", id, name, status, message}
@@ -37,6 +37,7 @@ const FOLDS = {
       status: "running",
       questions,
       parts: [],
+      steps: [],
       startedAt: event.timestamp,
     };
     return {
@@ -49,7 +50,7 @@ const FOLDS = {
     inTurn(thread, (turn) => ({
       ...turn,
       status: event.outcome?.type === "cancelled" ? "stopped" : "done",
-      step: undefined,
+      steps: [],
       receipt: event.metadata?.creche?.receipt,
       usage: event.usage,
     })),
@@ -57,7 +58,7 @@ const FOLDS = {
     inTurn(withRunning(thread), (turn) => ({
       ...turn,
       status: "failed",
-      step: undefined,
+      steps: [],
       receipt: event.metadata?.creche?.receipt,
       error: {
         message: event.message,
@@ -65,12 +66,18 @@ const FOLDS = {
         reference: event.metadata?.creche?.correlation_id,
       },
     })),
-  STEP_STARTED: (thread, event) => inTurn(thread, (turn) => ({ ...turn, step: event.stepName })),
-  STEP_FINISHED: (thread) => inTurn(thread, (turn) => ({ ...turn, step: undefined })),
+  STEP_STARTED: (thread, event) =>
+    inTurn(thread, (turn) => ({ ...turn, steps: [...turn.steps, event.stepName] })),
+  STEP_FINISHED: (thread, event) =>
+    inTurn(thread, (turn) => ({
+      ...turn,
+      steps: turn.steps.filter((step) => step !== event.stepName),
+    })),
 
-  TEXT_MESSAGE_START: (thread, event) => begin(thread, "text", event.messageId, { text: "" }),
-  TEXT_MESSAGE_CONTENT: (thread, event) => extend(thread, "text", event),
-  TEXT_MESSAGE_END: (thread, event) => end(thread, "text", event),
+  TEXT_MESSAGE_START: (thread, event) =>
+    begin(thread, wordsOf(event), event.messageId, { text: "", by: nameOf(thread, event) }),
+  TEXT_MESSAGE_CONTENT: (thread, event) => extend(thread, wordsOf(event), event),
+  TEXT_MESSAGE_END: (thread, event) => end(thread, wordsOf(event), event),
   REASONING_MESSAGE_START: (thread, event) =>
     begin(thread, "thought", event.messageId, { text: "" }),
   REASONING_MESSAGE_CONTENT: (thread, event) => extend(thread, "thought", event),
@@ -106,7 +113,15 @@ const FOLDS = {
 // Of a run that was lost before it began, the failure may be all that there is.
 function withRunning(thread) {
   if (thread.turns.at(-1)?.status === "running") return thread;
-  return { ...thread, turns: [...thread.turns, { status: "running", questions: [], parts: [] }] };
+  return { ...thread, turns: [...thread.turns, { status: "running", questions: [], parts: [], steps: [] }] };
+}
+
+// What a sub-agent says is told to its parent and is no answer, so it is shown as a thought.
+const wordsOf = (event) => (event.subagentRunId ? "thought" : "text");
+
+function nameOf(thread, event) {
+  const agents = thread.turns.at(-1)?.parts.filter((part) => part.kind === "agent") ?? [];
+  return agents.find((part) => part.id === event.subagentRunId)?.name;
 }
 
 // One run is active at a time, so an event speaks of the last turn.
@@ -206,7 +221,7 @@ export function activity(turn) {
   if (part?.kind === "tool" && part.status === "calling") return `Calling ${part.name}`;
   if (part?.kind === "text" && part.open) return "Answering";
   if (part?.kind === "agent" && part.status === "working") return `${part.name} is working`;
-  return turn.step ?? "Thinking";
+  return turn.steps.at(-1) ?? "Thinking";
 }
 
 // How a turn ended, in a sentence or two; empty while it runs.

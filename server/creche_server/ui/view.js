@@ -122,7 +122,10 @@ class ThoughtView {
   update(part) {
     if (part === this.#part) return;
     this.#part = part;
-    setText(this.#summary, part.open ? "Thinking…" : "Thought about it");
+    const [doing, done] = part.by
+      ? [`${part.by} is writing…`, `What ${part.by} wrote`]
+      : ["Thinking…", "Thought about it"];
+    setText(this.#summary, part.open ? doing : done);
     setText(this.#words, part.text);
   }
 }

@@ -57,7 +57,15 @@ class Parrot:
             await run.emit.text(word + " ")
 
 
-agents = {"assistant": Assistant, "parrot": Parrot}
+class Foreman:
+    """Has the parrot say it."""
+
+    async def run(self, run: RunContext) -> None:
+        result = await run.spawn("parrot", run.messages[-1].content)
+        await run.emit.text(f"It said {len(result.text)} letters.")
+
+
+agents = {"assistant": Assistant, "parrot": Parrot, "foreman": Foreman}
 '''
 
 

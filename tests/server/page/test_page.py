@@ -208,6 +208,17 @@ class TestReading:
         expect(prose.locator("pre[data-language=python]")).to_have_text("x = [**y]")
         expect(prose.locator("p").last).to_have_text("2*3*4")
 
+    def test_what_a_subagent_says_is_folded_away_under_its_name(self, page: Page):
+        page.get_by_label("Agent").select_option("foreman")
+        ask(page, "polly")
+        turn = turns(page, "done")
+        expect(turn.locator(".prose")).to_have_text("It said 6 letters.")
+        thought = turn.locator("details.thought")
+        expect(thought.locator("summary")).to_have_text("What parrot wrote")
+        expect(thought.locator("p")).not_to_be_visible()
+        thought.locator("summary").click()
+        expect(thought.locator("p")).to_have_text("polly ")
+
     def test_words_read_the_same_whole_and_in_pieces(self, page: Page):
         words = (
             "# Head\ntext **bold** *and* `tick\n- one\n  more\n    - deep\n\n3) three\n"
