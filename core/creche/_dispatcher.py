@@ -21,6 +21,7 @@ from creche._limits import Limits
 from creche._models import ToolSpec
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas, ToolShare
+from creche._redaction import printable
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tools import Tool, ToolResult, failure
 
@@ -194,6 +195,7 @@ class ToolDispatcher:
             msg = "the dispatcher's block has ended, so it calls nothing more"
             raise EmitterClosedError(msg)
         self._tally.calls += 1
+        name = printable(name)
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
         with self._under_way(name) as scope:
@@ -269,8 +271,8 @@ def _as_json(
 ) -> tuple[str, Callable[[ToolCallId], ToolResult] | None]:
     """The arguments as JSON text, or what becomes of a call whose arguments have none."""
     if isinstance(params, str):
-        return params, None
+        return printable(params), None
     try:
         return msgspec.json.encode(params).decode(), None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         return "{}", functools.partial(failure, message=f"The arguments have no JSON: {error}")

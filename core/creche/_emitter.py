@@ -155,43 +155,6 @@ class EventEmitter:
         )
         return emitter
 
-    def queued(self, waited_ms: int) -> None:
-        """Say how long the run waited for its turn; directly after `begin`."""
-        event = events.Custom(name=QUEUED, value={"waited_ms": waited_ms}, timestamp=timestamp())
-        self._say(event, barrier=False)
-
-    def begin(self, message: tuple[Message, ...], record: RunRecord) -> Entry:
-        """Say RUN_STARTED, a barrier committed together with the run's record."""
-        context = self._context
-        event = events.RunStarted(
-            thread_id=context.thread_id,
-            run_id=context.run_id,
-            timestamp=timestamp(),
-            input=events.RunInput(
-                thread_id=context.thread_id,
-                run_id=context.run_id,
-                messages=message,
-            ),
-        )
-        return self._say(event, barrier=True, runs=(record,))
-
-    def close_open(self) -> None:
-        """Close whatever the run left open, so that its history is valid."""
-        for closer in self._grammar.closers():
-            self._say(closer, barrier=type(closer) is events.ToolCallResult)
-
-    def end(self, terminal: events.Event, record: RunRecord) -> Entry:
-        """Say the terminal event, a barrier committed with the run's record and its messages."""
-        stored = tuple(
-            StoredMessage(
-                run_id=self._context.run_id,
-                message=message,
-                created_at=record.ended_at or record.created_at,
-            )
-            for message in self._transcript.messages()
-        )
-        return self._say(terminal, barrier=True, runs=(record,), messages=stored)
-
     def _say_within_limits(self, event: events.Event) -> bool:
         """Say one of the agent's events; whether it is time to give way to others."""
         barrier = type(event) is events.ToolCallResult
@@ -222,6 +185,7 @@ class EventEmitter:
         if self._said_bytes + len(encoded) > most:
             msg = f"a run may say at most {most:,.0f} bytes"
             raise LimitExceededError(msg)
+        self._journal.check_owned(runs)
         try:
             self._grammar.accept(event)
         except GrammarError:
@@ -239,6 +203,53 @@ class EventEmitter:
         )
         self._said_bytes += len(entry.data)
         return entry
+
+
+class EngineVoice:
+    """The engine's part of an emitter: the beginning and the end of a run.
+
+    Kept apart from the emitter that an agent is handed: how a run ended is not for it to say.
+    """
+
+    def __init__(self, emitter: EventEmitter) -> None:
+        self._emitter = emitter
+
+    def queued(self, waited_ms: int) -> None:
+        """Say how long the run waited for its turn; directly after `begin`."""
+        event = events.Custom(name=QUEUED, value={"waited_ms": waited_ms}, timestamp=timestamp())
+        self._emitter._say(event, barrier=False)
+
+    def begin(self, message: tuple[Message, ...], record: RunRecord) -> Entry:
+        """Say RUN_STARTED, a barrier committed together with the run's record."""
+        context = self._emitter._context
+        event = events.RunStarted(
+            thread_id=context.thread_id,
+            run_id=context.run_id,
+            timestamp=timestamp(),
+            input=events.RunInput(
+                thread_id=context.thread_id,
+                run_id=context.run_id,
+                messages=message,
+            ),
+        )
+        return self._emitter._say(event, barrier=True, runs=(record,))
+
+    def close_open(self) -> None:
+        """Close whatever the run left open, so that its history is valid."""
+        for closer in self._emitter._grammar.closers():
+            self._emitter._say(closer, barrier=type(closer) is events.ToolCallResult)
+
+    def end(self, terminal: events.Event, record: RunRecord) -> Entry:
+        """Say the terminal event, a barrier committed with the run's record and its messages."""
+        stored = tuple(
+            StoredMessage(
+                run_id=self._emitter._context.run_id,
+                message=message,
+                created_at=record.ended_at or record.created_at,
+            )
+            for message in self._emitter._transcript.messages()
+        )
+        return self._emitter._say(terminal, barrier=True, runs=(record,), messages=stored)
 
 
 class SubagentEmitter(EventEmitter):

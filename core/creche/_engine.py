@@ -16,8 +16,8 @@ from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import UserExecutionContext, logged_context
 from creche._dispatcher import ToolDispatcher
-from creche._emitter import EventEmitter
-from creche._errors import CrecheError, IsolationError
+from creche._emitter import EngineVoice, EventEmitter
+from creche._errors import CrecheError, IsolationError, StoreUnavailableError
 from creche._failures import identity, log_failure, public
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
@@ -26,7 +26,7 @@ from creche._messages import AgentInput, Message, as_messages
 from creche._models import Usage
 from creche._quotas import ToolQuotas
 from creche._run import Receipt, Run, RunContext, RunOutcome
-from creche._run_rows import propose_run, run_record
+from creche._run_rows import propose_run, run_record, why_refused
 from creche._statistics import RunStatistics, Tally
 from creche._store import now
 from creche._subagents import Subagents
@@ -67,6 +67,7 @@ class ExecutionEngine:
         self._limits = infrastructure.limits
         self._quotas = quotas or ToolQuotas(infrastructure.limits)
         self._emitter = EventEmitter(run.context, journal, infrastructure.limits)
+        self._voice = EngineVoice(self._emitter)
         self._spent = False
 
     @classmethod
@@ -120,7 +121,10 @@ class ExecutionEngine:
         asked = as_messages(state)
         self._check_unspent()
         self._run.agent = name
-        await propose_run(self._journal, self._run, asked)
+        try:
+            await propose_run(self._journal, self._run, asked)
+        except StoreUnavailableError as error:
+            raise await why_refused(self._infrastructure.store, self._run, error) from None
 
         async def history() -> Sequence[Message]:
             stored = await self._journal.history(self._limits.history_runs)
@@ -144,9 +148,9 @@ class ExecutionEngine:
         started = trio.current_time()
         run.first_seq = self._journal.last_seq + 1
         run.started_at = now()
-        self._emitter.begin(asked, run_record(run, "running"))
+        self._voice.begin(asked, run_record(run, "running"))
         if run.queued_for > _WORTH_TELLING:
-            self._emitter.queued(round(run.queued_for * 1000))
+            self._voice.queued(round(run.queued_for * 1000))
         with self._quotas.share(run.user_id) as share:
             finish = _Finish(started=started)
             dispatcher = ToolDispatcher(
@@ -169,7 +173,7 @@ class ExecutionEngine:
                 usage = costs_of(finish.usage, run.context)
                 outcome = self._decide(finish, self._statistics(finish, usage))
                 finish.failure = None  # it holds the frames of the run, which hold it
-                self._emitter.close_open()
+                self._voice.close_open()
                 seq = self._say_the_end(outcome, usage)
                 await self._commit_the_end(seq)
                 run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
@@ -184,7 +188,7 @@ class ExecutionEngine:
         """Say of a run that was cancelled in the queue that it was."""
         run = self._run
         run.first_seq = self._journal.last_seq + 1
-        self._emitter.begin(asked, run_record(run, outcome.status, outcome=outcome))
+        self._voice.begin(asked, run_record(run, outcome.status, outcome=outcome))
         await self._commit_the_end(self._say_the_end(outcome))
         self._log_end(outcome)
         return outcome
@@ -297,7 +301,7 @@ class ExecutionEngine:
         run = self._run
         last_seq = self._journal.last_seq + 1
         record = run_record(run, outcome.status, outcome=outcome, last_seq=last_seq)
-        self._emitter.end(terminal_event(run.context, outcome, usage), record)
+        self._voice.end(terminal_event(run.context, outcome, usage), record)
         return last_seq
 
     async def _commit_the_end(self, seq: int) -> None:

@@ -168,7 +168,7 @@ class Journal:
             msg = "a run may speak on its own user's threads only"
             raise IsolationError(msg, kind="event_injection", user=speaker, owner=self.user_id)
         if runs or messages:
-            self._check_owned(runs)
+            self.check_owned(runs)
             self._changes.append(_Change(self._last_seq + 1, runs, messages))
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
@@ -199,7 +199,7 @@ class Journal:
         then nothing was written and they are not tried again. IsolationError for records of
         another's.
         """
-        self._check_owned((*new_runs, *runs))
+        self.check_owned((*new_runs, *runs))
         proposal = _Proposal(opens, new_runs, runs, messages, trio.Event())
         self._proposals.append(proposal)
         self._writer.mark(self, urgent=True)
@@ -220,7 +220,8 @@ class Journal:
             msg = "the store is not taking writes; nothing was started, try again"
             raise StoreUnavailableError(msg) from proposal.error
 
-    def _check_owned(self, runs: tuple[RunRecord, ...]) -> None:
+    def check_owned(self, runs: tuple[RunRecord, ...]) -> None:
+        """Raise IsolationError if any of these is not a run on this thread."""
         for run in runs:
             if (run.user_id, run.thread_id) != (self.user_id, self.thread_id):
                 msg = "a journal takes records of its own thread only"

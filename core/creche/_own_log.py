@@ -10,7 +10,7 @@ from typing import Any
 from creche import _events as events
 from creche._barrier import split
 from creche._context import UserExecutionContext
-from creche._emitter import EventEmitter, timestamp
+from creche._emitter import EngineVoice, EventEmitter, timestamp
 from creche._journal import Journal
 from creche._journals import open_journals
 from creche._limits import Limits
@@ -51,13 +51,14 @@ async def open_own_log(context: UserExecutionContext, limits: Limits) -> AsyncIt
             )
             await journal.propose(NewThread(title="", epoch=journal.epoch), new_runs=(record,))
             log = OwnLog(journal, EventEmitter(context, journal, limits), {})
-            log.emitter.begin((), record)
+            voice = EngineVoice(log.emitter)
+            voice.begin((), record)
             try:
                 yield log
             except BaseException as error:  # noqa: BLE001  raised again below, as it is
                 raised = error
             finally:
-                log.emitter.close_open()
+                voice.close_open()
                 ended = dataclasses.replace(
                     record,
                     status=_status(raised),
@@ -66,7 +67,7 @@ async def open_own_log(context: UserExecutionContext, limits: Limits) -> AsyncIt
                     reason=_status(raised),
                     receipt=log.receipt,
                 )
-                log.emitter.end(_terminal(context, log.receipt, raised), ended)
+                voice.end(_terminal(context, log.receipt, raised), ended)
     if raised is not None:
         raise raised  # here, since the writer's nursery would make a group of it
 

@@ -34,7 +34,8 @@ _HOME: Final = re.compile(
 _URL_PASSWORD: Final = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _BEARER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)
 _KEYED: Final = re.compile(
-    r"(?i)((?:api[_-]?key|access[_-]?key|private[_-]?key|password|passwd|secret|token)"
+    r"(?i)((?:api[_-]?key|access[_-]?key|private[_-]?key"
+    r"|passwd|password|secret|token|cookie|credentials?|authorization|(?<![a-z])auth)"
     r"(?![A-Za-z0-9])[\"']?\s*[=:]\s*)(?!\[redacted\])(\"[^\"]*\"?|'[^']*'?|[^\s,;)}\]]+)",
 )
 _VENDOR_KEY: Final = re.compile(r"\b(?:sk|pk|rk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{8,}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import Final
 
-from creche._errors import StoreUnavailableError
+from creche._errors import CrecheError, StoreUnavailableError
 from creche._journal import Journal
 from creche._messages import Message, text_of
 from creche._run import Receipt, Run, RunOutcome
 from creche._statistics import RunStatistics
-from creche._store import NewThread, RunRecord, RunStatus, StoredMessage
+from creche._store import NewThread, RunRecord, RunStatus, Store, StoredMessage
 
 _TITLE_LENGTH: Final = 80  # characters
 
@@ -66,3 +66,11 @@ def run_record(
         reason=outcome.receipt.reason if outcome is not None else None,
         receipt=outcome.receipt.to_dict() if outcome is not None else None,
     )
+
+
+async def why_refused(store: Store, run: Run, error: StoreUnavailableError) -> CrecheError:
+    """What to say of rows that the store did not take: it may be no fault of the store's."""
+    with contextlib.suppress(Exception):  # a store that is away does not know, either
+        if await store.run(run.user_id, run.run_id) is not None:
+            return CrecheError(f"run {run.run_id!r} has been: a run id is for one run")
+    return error

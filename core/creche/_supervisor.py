@@ -25,7 +25,7 @@ from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
 from creche._quotas import ToolQuotas
 from creche._run import CancelReason, Run
-from creche._run_rows import call_off, propose_run
+from creche._run_rows import call_off, propose_run, why_refused
 
 _log: Final = logging.getLogger("creche.supervisor")
 
@@ -252,7 +252,7 @@ class Supervisor:
             run._refusal = DrainingError(_DRAINING)  # noqa: SLF001
             raise
         except StoreUnavailableError as error:
-            run._refusal = await self._why_refused(run, error)  # noqa: SLF001
+            run._refusal = await why_refused(self.journals.store, run, error)  # noqa: SLF001
             journal = None
         except Exception as error:  # noqa: BLE001  boundary: one run, before it began
             note_mix_up(self.infrastructure.audit, error, "start a run")
@@ -264,12 +264,6 @@ class Supervisor:
         finally:
             run._accepted.set()  # noqa: SLF001
         return journal
-
-    async def _why_refused(self, run: Run, error: StoreUnavailableError) -> CrecheError:
-        with contextlib.suppress(Exception):  # a store that is away does not know, either
-            if await self.journals.store.run(run.user_id, run.run_id) is not None:
-                return CrecheError(f"run {run.run_id!r} has been: a run id is for one run")
-        return error
 
     async def _execute(self, run: Run, asked: tuple[Message, ...], journal: Journal) -> None:
         await run._roused.wait()  # noqa: SLF001

@@ -16,6 +16,7 @@ from creche._approval import ApprovalRequest, Approver, ask
 from creche._arguments import ArgumentsError, canonical_json, parse_arguments
 from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
+from creche._emitter import redact_json
 from creche._errors import RunError
 from creche._failures import identity
 from creche._limits import Limits
@@ -147,7 +148,7 @@ class ToolCalls:
                 else:
                     value = await self._in_this_process(call_id, called, checked)
                     content = content_of(value)
-                content = shortened(content, self._limits.tool_result_bytes)
+                content = self._told(content)
                 return ToolResult(tool_call_id=call_id, content=content, value=value)
             # Boundary: one tool. SystemExit, GeneratorExit and another library's CancelledError
             # are BaseExceptions, and one tool may end neither its run nor the process.
@@ -164,6 +165,14 @@ class ToolCalls:
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
         )
+
+    def _told(self, content: str) -> str:
+        """A result as it is told; what is too long is cut, but not before it is redacted."""
+        most = self._limits.tool_result_bytes
+        if len(content) <= most // 4:  # bytes a character, at most
+            return content
+        short = shortened(content, most)
+        return short if short is content else shortened(redact_json(content), most)
 
     async def _in_this_process(
         self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct

@@ -9,6 +9,7 @@ it opens is looked at by these names and by the two that they led to, `create_us
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import (
     AsyncIterator,
@@ -48,9 +49,12 @@ __all__ = [
     "open_infrastructure",
 ]
 
-_ENGINE: Final = "async with creche.ExecutionEngine.create_user_engine(context) as engine: ..."
+_ENGINE: Final = (
+    "async with creche.ExecutionEngine.create_user_engine(context, infrastructure=...) as engine"
+)
 _DISPATCHER: Final = (
-    "async with creche.ToolDispatcher.create_scoped_dispatcher_context(context) as dispatcher: ..."
+    "async with creche.ToolDispatcher.create_scoped_dispatcher_context(context, tools=...)"
+    " as dispatcher"
 )
 
 
@@ -137,11 +141,16 @@ class ExecutionEngine:
         _warn("ExecutionEngine(...)", _ENGINE)
         self._context = context
         self._infrastructure = infrastructure
+        self._executed = False
 
     async def execute_agent(
         self, agent_context: creche.NamesAgent, state: creche.AgentInput
     ) -> creche.RunOutcome:
-        """See `creche.ExecutionEngine.execute_agent`."""
+        """See `creche.ExecutionEngine.execute_agent`; each execution is a run of its own."""
+        if self._executed:
+            run_id = creche.RunId(creche.new_id())
+            self._context = dataclasses.replace(self._context, run_id=run_id)
+        self._executed = True
         async with self._opened() as engine:
             return await engine.execute_agent(agent_context, state)
 
@@ -162,6 +171,7 @@ class RequestScopedExecutionEngine(ExecutionEngine):
         _warn("RequestScopedExecutionEngine", _ENGINE)
         self._context = context
         self._infrastructure = infrastructure
+        self._executed = False
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> creche.ExecutionEngine:

@@ -218,16 +218,31 @@ async def by_audit(ctx: UserExecutionContext, said: str) -> object:
         return record
 
 
+ENGINE = "create_user_engine(context, infrastructure=...)"
+DISPATCHER = "create_scoped_dispatcher_context(context, tools=...)"
+
 # (the older name, what uses it, what its warning must say to write)
 DOORS: list[tuple[str, Use, str]] = [
     ("AgentRegistry", by_instance_factory, "creche.AgentClassRegistry()"),
     ("AgentInstanceFactory", by_instance_factory, "registry.describe(name).agent_class()"),
-    ("ExecutionEngine(...)", by_engine, "creche.ExecutionEngine.create_user_engine(context)"),
-    ("RequestScopedExecutionEngine", by_scoped_engine, "create_user_engine(context)"),
-    ("ExecutionContextManager", by_context_manager, "create_user_engine(context)"),
-    ("ToolDispatcher(...)", by_dispatcher, "create_scoped_dispatcher_context(context)"),
-    ("RequestScopedToolDispatcher", by_scoped_dispatcher, "create_scoped_dispatcher_context"),
-    ("ToolExecutorFactory", by_factory, "create_scoped_dispatcher_context(context)"),
+    ("ExecutionEngine(...)", by_engine, ENGINE),
+    (
+        "RequestScopedExecutionEngine",
+        by_scoped_engine,
+        ENGINE,
+    ),
+    (
+        "ExecutionContextManager",
+        by_context_manager,
+        ENGINE,
+    ),
+    ("ToolDispatcher(...)", by_dispatcher, DISPATCHER),
+    (
+        "RequestScopedToolDispatcher",
+        by_scoped_dispatcher,
+        DISPATCHER,
+    ),
+    ("ToolExecutorFactory", by_factory, DISPATCHER),
     ("WebSocketEventEmitter", by_emitter, "await run.emit.text(...)"),
     ("WebSocketSecurityAudit", by_audit, "await audit.record(kind"),
     ("AgentWebSocketBridge", by_bridge, "await supervisor.start(context, agent, input)"),
@@ -272,6 +287,26 @@ async def test_two_users_at_once_stay_apart_through_it(use: Use) -> None:
         for said in came[user]:
             assert f"canary-of-{user}" in said
             assert f"canary-of-{other}" not in said
+
+
+async def test_an_engine_that_was_constructed_executes_as_often_as_it_is_asked() -> None:
+    async with opened() as made:
+        engine = compat.ExecutionEngine(context(ADA))
+        for words in ("one", "two"):
+            assert (await engine.execute_agent("echo", words)).result == words
+        assert len(await made.store.runs(ADA, creche.ThreadId("thread-a"))) == 2
+
+
+async def test_a_run_id_that_has_been_is_told_as_that() -> None:
+    async with opened():
+        same = context(ADA, run="run-1")
+        for expected in ("success", None):
+            async with creche.ExecutionEngine.create_user_engine(same) as engine:
+                if expected is not None:
+                    assert (await engine.execute_agent("echo", "hi")).status == expected
+                    continue
+                with pytest.raises(CrecheError, match="'run-1' has been"):
+                    await engine.execute_agent("echo", "hi")
 
 
 async def test_engines_at_once_on_one_thread_share_its_journal() -> None:

@@ -19,19 +19,21 @@ from creche import (
     EmitterClosedError,
     EventEmitter,
     GrammarError,
+    IsolationError,
     Journal,
     LimitExceededError,
     Limits,
     MemoryStore,
     MessageId,
     NewThread,
+    RunId,
     RunRecord,
     ToolCallId,
     UserExecutionContext,
     events,
     open_journals,
 )
-from creche._emitter import redact_json
+from creche._emitter import EngineVoice, redact_json
 from creche._store import now
 
 C = ToolCallId("c-1")
@@ -60,14 +62,14 @@ async def speaking(
         async with journals.attached(ADA, THREAD) as journal:
             await journal.propose(NewThread(title="", epoch="e"))
             emitter = EventEmitter(ctx, journal, limits)
-            emitter.begin((), record(ctx))
+            EngineVoice(emitter).begin((), record(ctx))
             await journal.committed(1)
             yield emitter, journal
 
 
 def end(emitter: EventEmitter) -> None:
-    emitter.close_open()
-    emitter.end(events.RunError(message="no"), record(context()))
+    EngineVoice(emitter).close_open()
+    EngineVoice(emitter).end(events.RunError(message="no"), record(context()))
 
 
 async def entries(journal: Journal) -> list[events.Event]:
@@ -230,13 +232,13 @@ class TestShowing:
             await emitter.emit(events.ToolCallEnd(tool_call_id=C))
             store.hold()
             if closer == "RunError":
-                emitter.close_open()
+                EngineVoice(emitter).close_open()
                 store.release()
                 await journal.committed(4)
                 store.hold()
-                emitter.end(events.RunError(message="no"), record(context()))
+                EngineVoice(emitter).end(events.RunError(message="no"), record(context()))
             else:
-                emitter.close_open()
+                EngineVoice(emitter).close_open()
             assert journal.visible == journal.last_seq - 1
             store.release()
 
@@ -259,7 +261,9 @@ class TestShowing:
                     content='[{"user": "ada", "token": "hunter2"}]',
                 ),
             )
-            emitter.end(events.RunError(message="Bearer hunter2hunter2"), record(context()))
+            EngineVoice(emitter).end(
+                events.RunError(message="Bearer hunter2hunter2"), record(context())
+            )
             await journal.committed(journal.last_seq)
             log = await log_of(store)
         assert "hunter2" not in json.dumps(log)
@@ -306,6 +310,29 @@ def test_json_that_is_nested_too_deep_to_be_read_is_no_failure(text: str) -> Non
 async def say_much(emitter: EventEmitter) -> None:
     for _ in range(100):
         await emitter.text("x" * 100)
+
+
+async def test_an_agent_has_no_word_about_how_its_run_ends() -> None:
+    """Who could say the end would make up a success, or leave a run without any."""
+    async with speaking() as (emitter, _):
+        for name in ("begin", "queued", "close_open", "end"):
+            assert not hasattr(emitter, name)
+        for terminal in (
+            events.RunError(message="x"),
+            events.RunStarted(thread_id=THREAD, run_id=RunId("r")),
+        ):
+            with pytest.raises(GrammarError):
+                await emitter.emit(terminal)
+
+
+async def test_records_of_anothers_run_leave_the_grammar_as_it_was() -> None:
+    async with speaking() as (emitter, journal):
+        voice = EngineVoice(emitter)
+        with pytest.raises(IsolationError):
+            voice.end(events.RunError(message="x"), record(context(BOB)))
+        await emitter.text("still its own")
+        end(emitter)
+        assert types_of_events(await entries(journal))[-1] == "RunError"
 
 
 class TestFlooding:

@@ -33,6 +33,7 @@ from creche import (
     open_journals,
     tool,
 )
+from creche._emitter import EngineVoice
 from creche._store import now
 
 
@@ -75,12 +76,42 @@ async def dispatching(
                 status="running",
                 created_at=now(),
             )
-            emitter.begin((), record)
+            EngineVoice(emitter).begin((), record)
             with ToolQuotas(limits).share(ADA) as share:
                 yield (
                     ToolDispatcher(ctx, tools, emitter, limits, share=share),
                     lambda: [entry.event for entry in journal._entries][1:],
                 )
+
+
+@pytest.mark.parametrize(
+    "params", ['{"a": "\ud800"}', {"a": "\ud800"}, "\ud800"], ids=["text", "mapping", "no JSON"]
+)
+async def test_what_no_encoder_takes_is_a_failed_call_and_no_raise(params: Any) -> None:
+    async with dispatching(add) as (dispatcher, _):
+        for name in ("add", "\udfff"):
+            assert not (await dispatcher.dispatch(name, params)).ok
+
+
+async def test_arguments_that_hold_themselves_are_a_failed_call_and_no_raise() -> None:
+    circle: dict[str, Any] = {}
+    circle["a"] = circle
+    async with dispatching(add) as (dispatcher, _):
+        assert "have no JSON" in (await dispatcher.dispatch("add", circle)).content
+
+
+async def test_a_secret_is_taken_out_before_a_long_result_is_cut() -> None:
+    """Once the JSON is broken, nobody can tell which value belongs to which key."""
+
+    @tool
+    def log_in() -> dict[str, str]:
+        """Log in."""
+        return {"cookie": "hunter2", "set-authorization": "hunter3", "page": "x" * 2000}
+
+    async with dispatching(log_in, limits=Limits(tool_result_bytes=500)) as (dispatcher, said):
+        result = await dispatcher.dispatch("log_in", {})
+    assert "[cut: " in result.content
+    assert "hunter" not in result.content + said()[-1].content
 
 
 async def test_a_result_that_is_too_long_is_cut_and_says_so() -> None:

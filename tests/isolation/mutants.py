@@ -37,7 +37,7 @@ from creche import (
     events,
     leaves,
 )
-from creche._emitter import SubagentEmitter
+from creche._emitter import EngineVoice, SubagentEmitter
 from creche._messages import AgentInput
 from creche._subagents import Subagents
 from creche._tool_calls import ToolCalls
@@ -627,15 +627,15 @@ def metadata_sent_to_the_client() -> Any:
     """What a request carried for the server's own use is said in an event."""
 
     def change(original: Any) -> Any:
-        def begin(self: EventEmitter, *rest: Any) -> Any:
+        def begin(self: EngineVoice, *rest: Any) -> Any:
             entry = original(self, *rest)
-            value = dict(self._context.metadata)
-            self._journal.append(events.Custom(name="context", value=value))
+            value = dict(self._emitter._context.metadata)
+            self._emitter._journal.append(events.Custom(name="context", value=value))
             return entry
 
         return begin
 
-    return replaced(EventEmitter, "begin", change)
+    return replaced(EngineVoice, "begin", change)
 
 
 # --- ends
@@ -646,14 +646,14 @@ def terminal_said_twice() -> Any:
     """The end is said once more, in case somebody missed it."""
 
     def change(original: Any) -> Any:
-        def end(self: EventEmitter, terminal: Any, *rest: Any, **more: Any) -> Any:
+        def end(self: EngineVoice, terminal: Any, *rest: Any, **more: Any) -> Any:
             entry = original(self, terminal, *rest, **more)
-            self._journal.append(terminal)
+            self._emitter._journal.append(terminal)
             return entry
 
         return end
 
-    return replaced(EventEmitter, "end", change)
+    return replaced(EngineVoice, "end", change)
 
 
 @mutant

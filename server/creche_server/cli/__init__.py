@@ -14,7 +14,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "cyclopts":
             raise
-        sys.exit("creche: the command needs the server: pip install 'creche[server]'")
+        sys.exit("creche: the command needs the server; in a checkout: pip install '.[server]'")
     except KeyboardInterrupt:  # importing takes long enough for somebody to change their mind
         sys.exit(130)
     run()

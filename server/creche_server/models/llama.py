@@ -195,7 +195,7 @@ def _load(path: Path, slots: int, context: int) -> Engine:
         try:
             library: Any = importlib.import_module("xllamacpp")
         except ImportError as error:
-            msg = "llama.cpp is not installed: pip install 'creche[server]'"
+            msg = "llama.cpp is not installed; in a checkout: pip install '.[server]'"
             raise ModelError(msg, code="model_unavailable") from error
     parameters = library.CommonParams()
     parameters.model.path = str(path)

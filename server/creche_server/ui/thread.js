@@ -230,7 +230,7 @@ export function ending({ status, receipt, error, usage }) {
     const words = ["Done"];
     if (receipt) words.push(`in ${duration(receipt.run_ms)}`);
     const tokens = usage?.reduce((sum, { outputTokens }) => sum + (outputTokens ?? 0), 0);
-    return words.join(" ") + (tokens ? `, ${tokens} tokens` : "");
+    return words.join(" ") + (tokens ? `, ${tokens} token${tokens === 1 ? "" : "s"}` : "");
   }
   if (status === "failed") return `The run failed: ${error.message}`;
   if (status !== "stopped") return "";
