@@ -141,7 +141,11 @@ def _checked_metadata(metadata: object) -> Mapping[str, Any]:
     if reserved:
         msg = f"metadata must not carry the reserved keys {', '.join(reserved)}"
         raise InvalidContextError(msg)
-    frozen: Mapping[str, Any] = _frozen(cast("Mapping[Any, Any]", metadata))
+    try:
+        frozen: Mapping[str, Any] = _frozen(cast("Mapping[Any, Any]", metadata))
+    except RecursionError:
+        msg = "metadata is nested too deep"
+        raise InvalidContextError(msg) from None
     return frozen
 
 

@@ -81,8 +81,9 @@ class _Walk:
                 if name != "__annotations__":
                     yield f".{name}", value
             names = {id(getattr(item, name, None)): f".{name}" for name in _slots(type(item))}
+            known = {id(attributes), *map(id, attributes.values())}
             for position, value in enumerate(gc.get_referents(item)):
-                if value is not attributes:
+                if id(value) not in known:
                     yield names.get(id(value), f"[{position}]"), value
 
     def _from_function(self, function: FunctionType) -> Iterator[tuple[str, object]]:

@@ -192,6 +192,13 @@ class TestContexts:
             one.verify_isolation(other)
         one.verify_isolation(other, infrastructure=(session,))
 
+    def test_metadata_that_is_nested_too_deep_is_refused(self) -> None:
+        deep: list[Any] = []
+        for _ in range(100_000):
+            deep = [deep]
+        with pytest.raises(InvalidContextError, match="nested too deep"):
+            UserExecutionContext.from_request(user_id="ada", thread_id="t", metadata={"deep": deep})
+
     def test_metadata_that_is_no_plain_data_is_refused(self) -> None:
         """It could not be copied, so whoever passed it in could still change it."""
         with pytest.raises(InvalidContextError, match="plain data, and has a Holder"):

@@ -13,7 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from tests.server.processes import (
     run_creche,
     started_creche,
 )
-from tests.server.running import Server, open_server, settings_for
+from tests.server.running import Server, eventually, open_server, settings_for
 
 from creche_server.cli import endings
 from creche_server.cli.api import Api
@@ -810,16 +810,12 @@ class TestChat:
             await chat.until(b"half a question")
             await chat.asleep()
             seen = len(chat.shown)
-            await chat.interrupt()
-            await chat.nudge()
-            await chat.until(b"you> ", after=seen)
+            await chat.interrupt_until(lambda: b"you> " in chat.shown[seen:])
             await chat.type(b"tokens=1\r")
             await chat.until(b"tok0", after=seen)
             await chat.until(b"you> ", after=chat.shown.index(b"tok0"))
             await chat.asleep()
-            await chat.interrupt()  # on an empty line
-            with contextlib.suppress(OSError):  # it has left already
-                await chat.nudge()
+            await chat.interrupt_until(lambda: chat.has_ended)  # on an empty line
             assert await chat.ended() == 0
         assert b"go on with: creche chat --thread" in chat.shown
         assert b"half a question" not in chat.shown[seen:]
@@ -1047,11 +1043,18 @@ class Talk:
                 seen = seen + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
                 await trio.sleep(0.02)
 
-    async def nudge(self) -> None:
-        """A key that changes nothing: with it comes a signal that was missed."""
-        if self._process.poll() is None:
-            await self.asleep()
-            await self.type(b" ")
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    async def interrupt_until(self, done: Callable[[], bool]) -> None:
+        """^C, again if need be: CPython's readline forgets one that comes between two waits."""
+        for _ in range(3):
+            await self.interrupt()
+            with contextlib.suppress(AssertionError):
+                await eventually(done, "", seconds=4)
+                return
+        raise AssertionError(f"^C changes nothing: {self.shown!r}")
 
     async def ended(self) -> int:
         with trio.fail_after(15):

@@ -12,6 +12,7 @@ from werkzeug.exceptions import BadRequest
 from creche_server.addresses import why_not
 from creche_server.http.afterwards import AfterReplies
 from creche_server.http.agents import agent_routes
+from creche_server.http.brought import MOST_BODY_BYTES
 from creche_server.http.errors import tell_errors
 from creche_server.http.health import health_routes
 from creche_server.http.metrics import metrics_routes
@@ -21,7 +22,6 @@ from creche_server.http.threads import thread_routes
 from creche_server.http.tickets import ticket_routes
 from creche_server.services import Services
 
-_MOST_BODY_BYTES: Final = 1024 * 1024
 _HEADERS: Final = MappingProxyType(
     {
         "Content-Security-Policy": (
@@ -37,7 +37,7 @@ _HEADERS: Final = MappingProxyType(
 def make_app(services: Services) -> QuartTrio:
     """The HTTP side of the server. It owns nothing: all it uses comes with `services`."""
     app = QuartTrio("creche_server", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = _MOST_BODY_BYTES
+    app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
     app.asgi_app = AfterReplies(app.asgi_app)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # a provider's own attribute
     tell_errors(app)
