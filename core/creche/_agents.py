@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
 import trio
 
@@ -25,6 +25,18 @@ from creche._messages import (
 from creche._models import TextDelta, ToolCallRequest
 from creche._run import RunContext
 from creche._tools import Tool, ToolResult
+
+# Class attributes that Python, and those who make classes for us, keep their notes in.
+_PYTHONS: Final = frozenset(
+    {
+        *("__dict__", "__weakref__", "__annotations__", "__annotate__", "__annotate_func__"),
+        *("__annotations_cache__", "__orig_bases__", "__parameters__", "__abstractmethods__"),
+        *("__static_attributes__", "__firstlineno__", "__match_args__", "__slots__"),
+        *("__protocol_attrs__", "__non_callable_proto_members__", "__slotnames__"),
+        *("__subclasshook__", "__class_getitem__"),
+    }
+)
+_OF_LIBRARIES: Final = ("__dataclass_", "__struct_", "__pydantic_", "__attrs_")
 
 
 @runtime_checkable
@@ -153,8 +165,8 @@ def check_agent_class(name: str, agent_class: object) -> None:
     tools = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, Tool)]
     for owner in agent_class.__mro__[:-1]:
         for attribute, value in vars(owner).items():
-            if attribute.startswith("__") and attribute.endswith("__"):
-                continue  # Python's own: dicts and caches that belong to the class as such
+            if attribute in _PYTHONS or attribute.startswith(_OF_LIBRARIES):
+                continue  # what belongs to the class as such
             # What a method closes over is its maker's business; a default value is shared.
             for path, found in mutables(value, infrastructure=tools, closures=False):
                 msg = (

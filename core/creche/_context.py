@@ -115,18 +115,19 @@ def check_id(field: str, value: object) -> str:
     return value
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """A deep copy of JSON-like data that nobody can change."""
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
-        return MappingProxyType({str(key): _frozen(item) for key, item in items})
+        return MappingProxyType({str(key): frozen(item) for key, item in items})
     if isinstance(value, (list, tuple)):
-        return tuple(map(_frozen, cast("Sequence[Any]", value)))
+        return tuple(map(frozen, cast("Sequence[Any]", value)))
     if isinstance(value, bytearray):
         return bytes(value)
     if isinstance(value, (set, frozenset)):
-        return frozenset(map(_frozen, cast("AbstractSet[Any]", value)))
-    if not isinstance(value, _PLAIN):
+        return frozenset(map(frozen, cast("AbstractSet[Any]", value)))
+    hung_on = getattr(value, "__dict__", None) and not isinstance(value, enum.Enum)
+    if hung_on or not isinstance(value, _PLAIN):
         msg = f"metadata must be plain data, and has a {type(value).__qualname__}"
         raise InvalidContextError(msg)
     return value
@@ -142,11 +143,11 @@ def _checked_metadata(metadata: object) -> Mapping[str, Any]:
         msg = f"metadata must not carry the reserved keys {', '.join(reserved)}"
         raise InvalidContextError(msg)
     try:
-        frozen: Mapping[str, Any] = _frozen(cast("Mapping[Any, Any]", metadata))
+        copied: Mapping[str, Any] = frozen(cast("Mapping[Any, Any]", metadata))
     except RecursionError:
         msg = "metadata is nested too deep"
         raise InvalidContextError(msg) from None
-    return frozen
+    return copied
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)

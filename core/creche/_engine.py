@@ -269,6 +269,7 @@ class ExecutionEngine:
             run._note_cancel(run._scope.deadline)  # noqa: SLF001
         if finish.failure is not None:
             log_failure(_log, "a run", finish.failure, run.context)
+            note_mix_up(self._infrastructure.audit, finish.failure, "run")
         violation = finish.watch.end()
         if violation is None and run.reason is not None:
             return RunOutcome(

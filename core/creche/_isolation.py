@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import dis
 import enum
 import fractions
 import functools
@@ -23,7 +24,7 @@ import typing
 import uuid
 import weakref
 import zoneinfo
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Final, cast
 
@@ -35,8 +36,7 @@ _ATOMS: Final = (
     *(decimal.Decimal, fractions.Fraction, uuid.UUID, pathlib.PurePath, re.Pattern, enum.Enum),
     *(typing.TypeVar, typing.ParamSpec, types.GenericAlias, types.UnionType, types.CodeType),
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
-    *(types.MethodDescriptorType, types.ClassMethodDescriptorType, types.BuiltinFunctionType),
-    *(functools.cached_property, weakref.ref),
+    *(types.MethodDescriptorType, types.ClassMethodDescriptorType, functools.cached_property),
 )
 _STOPS: Final = (ModuleType, type, logging.Logger)
 _FOREIGN: Final = frozenset({"trio", "outcome", "sniffio", "_abc", "typing"})  # packages
@@ -44,6 +44,7 @@ _FOREIGN: Final = frozenset({"trio", "outcome", "sniffio", "_abc", "typing"})  #
 _FROZEN: Final = (
     *(tuple, frozenset, MappingProxyType, property, staticmethod, classmethod),
     *(FunctionType, types.MethodType, functools.partial, functools.partialmethod, types.CellType),
+    *(types.BuiltinFunctionType, types.MethodWrapperType, weakref.ref),
 )
 
 
@@ -56,6 +57,11 @@ class _Walk:
         self._ends = [*infrastructure, *map(vars, modules)]
         self._end_ids = frozenset(map(id, self._ends))
         self._closures = closures
+        self._rebound: dict[int, tuple[str, object]] = {}
+
+    def rebound(self) -> Iterable[tuple[str, object]]:
+        """The variables that functions met so far close over and rebind: `nonlocal`."""
+        return self._rebound.values()
 
     def stops_at(self, item: object) -> bool:
         return (
@@ -72,11 +78,13 @@ class _Walk:
                 yield f"[{key!r:.40}]", value
         elif isinstance(item, FunctionType):
             yield from self._from_function(item)
+        elif isinstance(item, weakref.ref):
+            yield "()", cast("weakref.ref[Any]", item)()
         elif isinstance(item, types.MethodType):
             yield ".__self__", item.__self__
             yield "", item.__func__
         else:
-            attributes: dict[str, object] = getattr(item, "__dict__", {})
+            attributes = _attributes_of(item)
             for name, value in [*attributes.items()]:
                 if name != "__annotations__":
                     yield f".{name}", value
@@ -91,7 +99,14 @@ class _Walk:
         yield ".__kwdefaults__", MappingProxyType(function.__kwdefaults__ or {})
         if self._closures:
             cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+            rebinds = {
+                step.argval
+                for step in dis.get_instructions(function)
+                if step.opname in {"STORE_DEREF", "DELETE_DEREF"}
+            }
             for name, cell in cells:
+                if name in rebinds:
+                    self._rebound[id(cell)] = (name, cell)
                 yield f".{name}", cell
         for name, value in [*vars(function).items()]:
             yield f".{name}", value
@@ -116,11 +131,13 @@ def mutables(
         if id(item) in seen or walk.stops_at(item):
             continue
         seen[id(item)] = item
-        if isinstance(item, _ATOMS):
+        if _is_atom(item):
             continue
         if not _is_frozen(item):
             yield path, item
         pending.extend((path + step, found) for step, found in walk.from_here(item))
+    for name, cell in walk.rebound():
+        yield f".{name}", cell
 
 
 def assert_isolated(items: Iterable[object], *, infrastructure: Iterable[object] = ()) -> None:
@@ -143,12 +160,28 @@ def assert_isolated(items: Iterable[object], *, infrastructure: Iterable[object]
             raise IsolationError(msg)
 
 
-def _is_frozen(item: object) -> bool:
-    if isinstance(item, _FROZEN):
+def _is_atom(item: object) -> bool:
+    if type(item) in _ATOMS or isinstance(item, enum.Enum):
         return True
-    parameters = getattr(type(item), "__dataclass_params__", None)
-    config = getattr(type(item), "__struct_config__", None)  # msgspec's
+    # One of a subclass may have been given attributes.
+    return issubclass(type(item), _ATOMS) and not _attributes_of(item)
+
+
+def _is_frozen(item: object) -> bool:
+    if isinstance(item, FunctionType):
+        return True  # what hangs on it is looked at by itself
+    if issubclass(type(item), _FROZEN):
+        return type(item) in _FROZEN or not _attributes_of(item)
+    # Of the class itself: one below a frozen dataclass need not be one.
+    parameters = vars(type(item)).get("__dataclass_params__")
+    config = getattr(type(item), "__struct_config__", None)  # msgspec's, which is inherited
     return bool(getattr(parameters, "frozen", False) or getattr(config, "frozen", False))
+
+
+def _attributes_of(item: object) -> Mapping[str, object]:
+    """What somebody has hung on it."""
+    found: Mapping[str, object] = getattr(item, "__dict__", {})
+    return found
 
 
 def _slots(cls: type) -> Iterator[str]:

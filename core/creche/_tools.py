@@ -8,13 +8,12 @@ import inspect
 import threading
 import typing
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, overload
 
 import msgspec
 
 from creche._barrier import leaves
-from creche._context import ToolCallId, UserExecutionContext
+from creche._context import ToolCallId, UserExecutionContext, frozen
 from creche._errors import RunError, ToolDefinitionError
 from creche._models import ToolSpec
 from creche._redaction import printable
@@ -69,7 +68,7 @@ class Tool:
         """What a model is told of it."""
         # A copy, since adapters do edit schemas; by way of its JSON, which is far quicker than
         # `deepcopy`, and this is done for each tool at each turn.
-        copied = msgspec.json.decode(msgspec.json.encode(dict(self.parameters)))
+        copied = msgspec.json.decode(msgspec.json.encode(self.parameters, enc_hook=dict))
         return ToolSpec(name=self.name, description=self.description, parameters=copied)
 
 
@@ -153,7 +152,7 @@ def _made(
         description=description or inspect.cleandoc(function.__doc__ or ""),
         function=function,
         arguments=arguments,
-        parameters=MappingProxyType(schema),
+        parameters=frozen(schema),
         shape=msgspec.inspect.type_info(arguments),
         context_parameter=context_parameter,
         is_async=inspect.iscoroutinefunction(function),

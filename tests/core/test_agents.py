@@ -166,6 +166,11 @@ class TestRegistry:
             with pytest.raises(TypeError, match=r"Leaky\.memory"):
                 AgentClassRegistry().register("one", agent_class)
 
+    def test_two_underscores_hide_nothing(self) -> None:
+        leaky = type("Leaky", (Plain,), {"__cache__": {}})
+        with pytest.raises(TypeError, match=r"Leaky\.__cache__"):
+            AgentClassRegistry().register("one", leaky)
+
     def test_what_nobody_can_change_may_be_a_class_attribute(self) -> None:
         kept: list[str] = []
 

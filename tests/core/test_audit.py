@@ -30,6 +30,7 @@ from creche import (
     MemorySink,
     MemoryStore,
     NewThread,
+    RunContext,
     SecurityAudit,
     ThreadId,
     Verification,
@@ -653,6 +654,21 @@ class TestTheCore:
                     journal.append_encoded(b'{"type":"CUSTOM"}', speaker=BOB, runs=(foreign,))
                 assert journal.last_seq == 0
         assert await store.threads(BOB) == []
+
+
+async def test_a_mix_up_inside_a_run_fails_it_and_is_recorded() -> None:
+    async def mixes_up(run: RunContext) -> None:
+        EventEmitter(context(BOB), run.emit._journal, run.limits)
+
+    sink = MemorySink()
+    async with open_audit(sink) as audit:
+        plain = infrastructure(mixes_up=mixes_up)
+        made = Infrastructure(agents=plain.registry, store=plain.store, audit=audit)
+        async with open_supervisor(made) as supervisor:
+            run = await supervisor.start(context(), "mixes_up", "hi")
+            assert (await run.ended()).status == "failed"
+    [record] = await all_of(sink)
+    assert (record.kind, record.user, record.claimed_owner) == ("event_injection", "bob", "ada")
 
 
 def with_audit(

@@ -10,11 +10,12 @@ import functools
 import itertools
 import logging
 import re
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self, cast
 
 import msgspec
 import pytest
@@ -66,6 +67,58 @@ class Colour(enum.Enum):
     RED = 1
 
 
+class Words(str):  # noqa: SLOT000  that is the point
+    """Words that something can be hung on."""
+
+    def __new__(cls, held: object) -> Self:
+        words = super().__new__(cls, "words")
+        words.held = held  # type: ignore[attr-defined]
+        return words
+
+
+class Row(tuple[int, ...]):  # noqa: SLOT001  that is the point
+    """The same of a tuple."""
+
+    def __new__(cls, held: object) -> Self:
+        row = super().__new__(cls, (1,))
+        row.held = held  # type: ignore[attr-defined]
+        return row
+
+
+class Thawed(Frozen):
+    """Below a frozen dataclass, and none itself."""
+
+
+ALIVE: list[object] = []
+
+
+def KeptAlive(held: object) -> Holder:  # noqa: N802  it stands for a class
+    ALIVE.append(holder := Holder(held))
+    return holder
+
+
+def counter() -> tuple[Callable[[], int], Callable[[], int]]:
+    count = 0
+
+    def one() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    def other() -> int:
+        return count
+
+    return one, other
+
+
+def test_a_variable_that_two_functions_close_over_is_shared_if_one_rebinds_it() -> None:
+    with pytest.raises(IsolationError, match="share a cell"):
+        assert_isolated([(one, one) for one in [counter()[0]] for _ in "12"])
+    one, other = counter()
+    with pytest.raises(IsolationError):
+        assert_isolated((one, (other, one)))
+
+
 def closing_over(held: object) -> Callable[[], object]:
     return lambda: held
 
@@ -98,6 +151,12 @@ WAYS: dict[str, Callable[[object], object]] = {
     "a generator's frame": generating,
     "an exception": ValueError,
     "a context manager": contextlib.nullcontext,
+    "a builtin method": lambda held: cast("list[int]", held).append,
+    "a method wrapper": lambda held: held.__len__,  # type: ignore[attr-defined]
+    "a weak reference": lambda held: weakref.ref(KeptAlive(held)),
+    "what hangs on words": Words,
+    "what hangs on a tuple": Row,
+    "one below a frozen dataclass": Thawed,
 }
 
 

@@ -129,6 +129,19 @@ async def test_a_result_that_is_too_long_is_cut_and_says_so() -> None:
     assert said()[-1].content == result.content
 
 
+def test_nobody_can_write_into_a_schema_that_all_runs_are_told() -> None:
+    @tool
+    def place(at: Point) -> None:
+        """Place."""
+
+    schema: Any = place.parameters
+    for mapping in (schema, schema["properties"], schema["$defs"]):
+        with pytest.raises(TypeError):
+            mapping["secret"] = "canary"
+    place.spec.parameters["properties"]["mine"] = {}
+    assert "mine" not in place.spec.parameters["properties"]
+
+
 class TestSchemas:
     def test_a_function_becomes_a_tool_with_its_name_docstring_and_hints(self) -> None:
         assert add.spec.name == "add"
