@@ -36,7 +36,7 @@ _BEARER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGN
 _KEYED: Final = re.compile(
     r"(?i)((?:api[_-]?key|access[_-]?key|private[_-]?key"
     r"|passwd|password|secret|token|cookie|credentials?|authorization|(?<![a-z])auth)"
-    r"(?![A-Za-z0-9])[\"']?\s*[=:]\s*)(?!\[redacted\])(\"[^\"]*\"?|'[^']*'?|[^\s,;)}\]]+)",
+    r"(?![A-Za-z0-9])[\"']?\s*[=:]\s*)(?!\[redacted\]|Bearer\b|Basic\b)(\"[^\"]*\"?|'[^']*'?|[^\s,;)}\]]+)",
 )
 _VENDOR_KEY: Final = re.compile(r"\b(?:sk|pk|rk|ghp|gho|xox[abp])[-_][A-Za-z0-9_-]{8,}")
 

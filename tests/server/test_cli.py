@@ -1063,6 +1063,11 @@ class Talk:
         return code
 
 
+def heed_interrupts() -> None:
+    """As at a terminal, also where the tests run in the background, whose children ignore ^C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.asynccontextmanager
 async def talking(*arguments: str, cwd: Path, terminal: bool = False) -> AsyncIterator[Talk]:
     """A command that goes on; killed with the block, if it has not ended."""
@@ -1076,6 +1081,7 @@ async def talking(*arguments: str, cwd: Path, terminal: bool = False) -> AsyncIt
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
+            preexec_fn=heed_interrupts,
         )
         os.close(theirs)
         streams: list[trio.abc.ReceiveStream] = [trio.lowlevel.FdStream(os.dup(ours))]
@@ -1087,6 +1093,7 @@ async def talking(*arguments: str, cwd: Path, terminal: bool = False) -> AsyncIt
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=heed_interrupts,
         )
         assert process.stdout is not None
         assert process.stderr is not None

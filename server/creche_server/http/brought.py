@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, TypeVar
 
+import trio
 from pydantic import BaseModel, ValidationError
 from quart import request
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge, RequestTimeout
 
 MOST_BODY_BYTES: Final = 1024 * 1024
+BODY_TIMEOUT: Final = 60.0  # seconds for all of a body
 
 Model = TypeVar("Model", bound=BaseModel)
 Part = Literal["query", "body"]
@@ -35,10 +37,13 @@ def query(model: type[Model]) -> Model:
 async def _received() -> bytes:
     # Not `get_data()`: from Quart 0.23 on that looks at the size once all of it is there.
     data = bytearray()
-    async for part in request.body:
-        data += part
-        if len(data) > MOST_BODY_BYTES:
-            raise RequestEntityTooLarge
+    with trio.move_on_after(BODY_TIMEOUT) as waiting:
+        async for part in request.body:
+            data += part
+            if len(data) > MOST_BODY_BYTES:
+                raise RequestEntityTooLarge
+    if waiting.cancelled_caught:
+        raise RequestTimeout
     return bytes(data)
 
 
