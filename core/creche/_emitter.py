@@ -185,7 +185,8 @@ class EventEmitter:
         if self._said_bytes + len(encoded) > most:
             msg = f"a run may say at most {most:,.0f} bytes"
             raise LimitExceededError(msg)
-        self._journal.check_owned(runs)
+        if runs:
+            self._journal.check_owned(runs)
         try:
             self._grammar.accept(event)
         except GrammarError:
