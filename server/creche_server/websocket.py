@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,7 +17,6 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from creche import (
-    Entry,
     IsolationError,
     Journal,
     Run,
@@ -33,6 +32,7 @@ from creche_server.admission import RefusedError, Sockets, admit, audited
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, error_body
 from creche_server.outbox import Outbox
 from creche_server.recall import UnknownRunError, recall
+from creche_server.resuming import in_parts, start_of
 from creche_server.services import Services
 from creche_server.wire import codes, replies
 from creche_server.wire.commands import (
@@ -52,7 +52,6 @@ _log: Final = logging.getLogger("creche.websocket")
 PING_INTERVAL: Final = 20.0  # seconds; a client that does not answer one is gone
 _HANDSHAKE_TIMEOUT: Final = 1.0  # seconds to make a handshake of bytes that are there
 _COMMANDS_AT_ONCE: Final = 32  # that wait for something, of one connection
-_PART_BYTES: Final = 64 * 1024  # of events that are posted in one go
 _LAST_WORD_TIMEOUT: Final = 1.2  # seconds to pass on what is left, when the process goes
 _CLOSE_TIMEOUT: Final = 0.5  # seconds for the peer to answer a close frame
 
@@ -384,36 +383,6 @@ class ChatClient:
             return
         retry_after = getattr(error, "retry_after", None)
         self._reply(replies.error(command_id, code, str(error), retry_after=retry_after))
-
-
-def in_parts(entries: Sequence[Entry]) -> Iterator[tuple[bytes, int]]:
-    """The entries' frames, joined to parts of some 64 KiB, each with its last `seq`.
-
-    What a slow client has not taken is then bounded by a part, however much was read for it.
-    """
-    frames: list[bytes] = []
-    size = 0
-    for entry in entries:
-        frame = text_frame(entry.data)
-        frames.append(frame)
-        size += len(frame)
-        if size >= _PART_BYTES:
-            yield b"".join(frames), entry.seq
-            frames, size = [], 0
-    if frames:
-        yield b"".join(frames), entries[-1].seq
-
-
-def start_of(journal: Journal, command: Subscribe) -> tuple[int, bool]:
-    """After which `seq` a subscription begins, and whether the client must start over.
-
-    It must when its position was counted in another epoch, or lies beyond the log's end: what
-    it saw may not be what is stored.
-    """
-    stale = command.epoch is not None and command.epoch != journal.epoch
-    if command.since and (stale or command.since > journal.last_seq):
-        return 0, True
-    return command.since, False
 
 
 def _peer_of(stream: trio.SocketStream) -> str:

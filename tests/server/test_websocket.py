@@ -33,8 +33,8 @@ from tests.server.running import (
 
 from creche import Entry, Journals, RunContext, ThreadId, ToolContext, UserId, events, new_id, tool
 from creche_server.outbox import HIGH_WATER
+from creche_server.resuming import in_parts
 from creche_server.telemetry import configure_logging
-from creche_server.websocket import in_parts
 from creche_server.wire.frames import text_frame
 
 MIXED = 'tokens=9 tool=calculator:{"expression":"6*7"}'
