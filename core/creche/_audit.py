@@ -9,7 +9,6 @@ closed. While the audit cannot be written nothing is folded: every `record` trie
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 from collections.abc import AsyncIterator
@@ -20,7 +19,6 @@ import trio
 
 from creche._audit_chain import (
     NOTHING,
-    AuditEntry,
     AuditHead,
     AuditKind,
     AuditRecord,
@@ -29,16 +27,14 @@ from creche._audit_chain import (
     chain,
     verify,
 )
+from creche._audit_folding import Draft, Key, Window, key_of, shown
 from creche._audit_sinks import AuditQuery, AuditSink
 from creche._barrier import leaves
-from creche._context import MAX_ID_LENGTH, check_id
 from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
-    InvalidContextError,
     IsolationError,
 )
-from creche._redaction import redact_text
 
 _log: Final = logging.getLogger("creche.audit")
 
@@ -46,71 +42,7 @@ WINDOW: Final = 60.0  # seconds in which repeats become one record
 MOST_WINDOWS: Final = 512  # open at once; past it, what is new is folded by kind alone
 MOST_WINDOWS_PER_USER: Final = 32  # past it, a user's new ones are folded by kind
 VARIOUS: Final = "(various)"  # stands for what was folded together although it differs
-_SHOWN: Final = MAX_ID_LENGTH  # characters of a text that somebody else chose
 _CLOSE_TIMEOUT: Final = 2.0  # seconds that closing may wait for the sink
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Key:
-    """What repeats have in common."""
-
-    kind: AuditKind
-    user: str | None
-    claimed_owner: str | None
-    resource: str
-    operation: str
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Draft:
-    """What is not written yet of one window."""
-
-    count: int = 0
-    first: datetime | None = None
-    last: datetime | None = None
-    outcome: str = ""
-    correlation_id: str = ""
-    urgent: bool = False  # somebody waits for it, or nothing of its window is written yet
-    done: trio.Event = dataclasses.field(default_factory=trio.Event)
-    error: Exception | None = None
-
-    def add(self, moment: datetime, outcome: str, correlation_id: str) -> None:
-        self.count += 1
-        self.first = self.first or moment
-        self.last = moment
-        self.outcome = outcome
-        self.correlation_id = correlation_id
-
-    def absorb(self, earlier: _Draft) -> None:
-        """Take over what could not be written."""
-        self.count += earlier.count
-        self.first = earlier.first
-        if self.last is None:
-            self.last, self.outcome = earlier.last, earlier.outcome
-            self.correlation_id = earlier.correlation_id
-
-    def entry(self, key: _Key) -> AuditEntry:
-        assert self.first is not None
-        assert self.last is not None
-        return AuditEntry(
-            kind=key.kind,
-            user=key.user,
-            claimed_owner=key.claimed_owner,
-            resource=key.resource,
-            operation=key.operation,
-            outcome=self.outcome,
-            correlation_id=self.correlation_id,
-            count=self.count,
-            first=self.first,
-            last=self.last,
-        )
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Window:
-    ends: float  # trio time
-    draft: _Draft | None = None
-    written: bool = False  # whether its first occurrence is durable
 
 
 class SecurityAudit:
@@ -128,7 +60,7 @@ class SecurityAudit:
         self._head = head
         self._key = key
         self._window = window
-        self._windows: dict[_Key, _Window] = {}  # at most MOST_WINDOWS and one for each kind
+        self._windows: dict[Key, Window] = {}  # at most MOST_WINDOWS and one for each kind
         self._failing = False  # whether the last write failed
         self._work = trio.Event()
         self._one_at_a_time = trio.Lock()
@@ -156,7 +88,7 @@ class SecurityAudit:
         AuditUnavailableError if it cannot be written: what was to be audited must then fail.
         Cancelled, it may be written all the same.
         """
-        key = _key(kind, user, claimed_owner, resource, operation)
+        key = key_of(kind, user, claimed_owner, resource, operation)
         draft = self._added(key, outcome, correlation_id)
         if not draft.urgent:
             await trio.lowlevel.checkpoint()
@@ -178,7 +110,7 @@ class SecurityAudit:
         correlation_id: str = "",
     ) -> None:
         """The same without waiting, for where nobody may wait: nothing is promised but to try."""
-        key = _key(kind, user, claimed_owner, resource, operation)
+        key = key_of(kind, user, claimed_owner, resource, operation)
         self._added(key, outcome, correlation_id)
 
     async def find(self, query: AuditQuery) -> list[AuditRecord]:
@@ -195,21 +127,21 @@ class SecurityAudit:
 
     # --- folding
 
-    def _added(self, key: _Key, outcome: str, correlation_id: str) -> _Draft:
+    def _added(self, key: Key, outcome: str, correlation_id: str) -> Draft:
         key = self._placed(key)
         window = self._windows.get(key)
         if window is None:
-            window = self._windows[key] = _Window(trio.current_time() + self._window)
+            window = self._windows[key] = Window(trio.current_time() + self._window)
             self._work.set()  # there may be an earlier end to wait for
         if window.draft is None:
-            window.draft = _Draft()
+            window.draft = Draft()
         window.draft.add(datetime.now(UTC), shown(outcome), shown(correlation_id))
         if not window.written or self._failing:
             window.draft.urgent = True
             self._work.set()
         return window.draft
 
-    def _placed(self, key: _Key) -> _Key:
+    def _placed(self, key: Key) -> Key:
         """The key itself or, where there are too many already, a coarser one."""
         if key in self._windows:
             return key
@@ -217,10 +149,10 @@ class SecurityAudit:
         own = sum(other.user == key.user for other in self._windows)
         if room and own < MOST_WINDOWS_PER_USER:
             return key
-        of_the_user = _Key(key.kind, key.user, None, VARIOUS, VARIOUS)
+        of_the_user = Key(key.kind, key.user, None, VARIOUS, VARIOUS)
         if room or of_the_user in self._windows:
             return of_the_user
-        return _Key(key.kind, None, VARIOUS, VARIOUS, VARIOUS)
+        return Key(key.kind, None, VARIOUS, VARIOUS, VARIOUS)
 
     # --- writing
 
@@ -248,7 +180,7 @@ class SecurityAudit:
             if taken := self._taken():
                 await self._write(taken)
 
-    async def _write(self, taken: dict[_Key, _Draft]) -> None:
+    async def _write(self, taken: dict[Key, Draft]) -> None:
         try:
             if self._failing:  # what the sink holds is not known any more
                 self._head = await _resumed(self._sink, self._key)
@@ -271,10 +203,10 @@ class SecurityAudit:
                 self._windows[key].written = True
                 draft.done.set()
 
-    def _taken(self) -> dict[_Key, _Draft]:
+    def _taken(self) -> dict[Key, Draft]:
         """What is to be written now; windows in which nothing happened are closed."""
         moment = trio.current_time()
-        taken: dict[_Key, _Draft] = {}
+        taken: dict[Key, Draft] = {}
         for key, window in [*self._windows.items()]:
             over = window.ends <= moment
             if window.draft is not None and (over or window.draft.urgent):
@@ -284,11 +216,11 @@ class SecurityAudit:
                 del self._windows[key]
         return taken
 
-    def _put_back(self, taken: dict[_Key, _Draft], error: Exception) -> None:
+    def _put_back(self, taken: dict[Key, Draft], error: Exception) -> None:
         """Who waits is told; what happened stays counted, to be written when that works again."""
         for key, draft in taken.items():
             window = self._windows[key]
-            window.draft = window.draft or _Draft()
+            window.draft = window.draft or Draft()
             window.draft.absorb(draft)
             draft.error = error
             draft.done.set()
@@ -306,36 +238,6 @@ def note_mix_up(audit: SecurityAudit | None, error: BaseException, operation: st
                 operation=operation,
                 outcome="stopped",
             )
-
-
-def _key(
-    kind: AuditKind,
-    user: str | None,
-    claimed_owner: str | None,
-    resource: str,
-    operation: str,
-) -> _Key:
-    owner = None if claimed_owner is None else shown(claimed_owner)
-    return _Key(kind, _as_id(user), owner, shown(resource), shown(operation))
-
-
-def _as_id(user: str | None) -> str | None:
-    """A user's id as it is, so that it can be asked for; what is none, as other texts."""
-    if user is None:
-        return None
-    try:
-        return check_id("user_id", user)
-    except InvalidContextError:
-        return shown(user)  # one record that has no JSON would keep all others from the file
-
-
-def shown(text: str) -> str:
-    """What somebody claimed, as it may be kept: redacted, printable, at most 256 characters."""
-    redacted = redact_text(text)[: _SHOWN + 1]  # first: half a secret is not known for one
-    printable = "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in redacted
-    )
-    return printable if len(printable) <= _SHOWN else f"{printable[: _SHOWN - 1]}…"
 
 
 @contextlib.asynccontextmanager

@@ -13,8 +13,6 @@ import dataclasses
 import warnings
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
-    Callable,
     Iterable,
     Iterator,
     Mapping,
@@ -28,10 +26,9 @@ import trio
 
 import creche
 from creche._ambient import Surroundings, look_around, surroundings
+from creche._forwarding import Send, open_forwarding
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas
-
-Send = Callable[[bytes], Awaitable[None]]  # sends one event, as JSON, to one user's socket
 
 __all__ = [
     "AgentInstanceFactory",
@@ -93,6 +90,21 @@ async def open_infrastructure(
 
 def _warn(old: str, new: str) -> None:
     warnings.warn(f"{old} is of the older design: write `{new}`", DeprecationWarning, stacklevel=3)
+
+
+class _Block:
+    """What was an object and may be used as a block; what it opened ends with it."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, traceback)
 
 
 # --- agents
@@ -160,7 +172,7 @@ class ExecutionEngine:
         )
 
 
-class RequestScopedExecutionEngine(ExecutionEngine):
+class RequestScopedExecutionEngine(_Block, ExecutionEngine):
     """The same for one request; may be used as a block, too."""
 
     def __init__(
@@ -172,18 +184,10 @@ class RequestScopedExecutionEngine(ExecutionEngine):
         self._context = context
         self._infrastructure = infrastructure
         self._executed = False
-        self._stack = contextlib.AsyncExitStack()
+        _Block.__init__(self)
 
     async def __aenter__(self) -> creche.ExecutionEngine:
         return await self._stack.enter_async_context(self._opened())
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
 
 
 class ExecutionContextManager:
@@ -228,7 +232,7 @@ class ToolDispatcher:
         )
 
 
-class RequestScopedToolDispatcher(ToolDispatcher):
+class RequestScopedToolDispatcher(_Block, ToolDispatcher):
     """The same for one request; may be used as a block, too."""
 
     def __init__(
@@ -237,18 +241,10 @@ class RequestScopedToolDispatcher(ToolDispatcher):
         _warn("RequestScopedToolDispatcher", _DISPATCHER)
         self._context = context
         self._tools = tools if tools is None else tuple(tools)
-        self._stack = contextlib.AsyncExitStack()
+        _Block.__init__(self)
 
     async def __aenter__(self) -> creche.ToolDispatcher:
         return await self._stack.enter_async_context(self._opened())
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
 
 
 class ToolExecutorFactory:
@@ -310,18 +306,18 @@ class WebSocketConnectionPool:
         return len(sends)
 
 
-class WebSocketEventEmitter:
+class WebSocketEventEmitter(_Block):
     """Said events straight to a socket. Here they pass the emitter's checks first."""
 
     def __init__(self, context: creche.UserExecutionContext, send: Send) -> None:
         _warn("WebSocketEventEmitter", "await run.emit.text(...)")
         self._context = context
         self._send = send
-        self._stack = contextlib.AsyncExitStack()
+        super().__init__()
 
     async def __aenter__(self) -> creche.EventEmitter:
         log = await self._stack.enter_async_context(open_own_log(self._context, creche.Limits()))
-        self._sent = await self._stack.enter_async_context(_forwarded(log.journal, self._send))
+        self._sent = await self._stack.enter_async_context(open_forwarding(log.journal, self._send))
         return log.emitter
 
     async def __aexit__(
@@ -330,7 +326,7 @@ class WebSocketEventEmitter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
+        await super().__aexit__(kind, error, traceback)
         await self._sent.up_to_the_end()  # the terminal event came with the log's own end
 
 
@@ -381,47 +377,6 @@ class AgentWebSocketBridge:
         """Run it, send its events to `send` up to its terminal event, and say how it ended."""
         journals = self._supervisor.journals
         async with journals.attached(context.user_id, context.thread_id) as journal:
-            async with _forwarded(journal, send):
+            async with open_forwarding(journal, send):
                 run = await self._supervisor.start(context, agent, state)
                 return await run.ended()
-
-
-class _Sent:
-    """How far a journal's entries have been sent."""
-
-    def __init__(self, journal: creche.Journal, send: Send) -> None:
-        self._journal = journal
-        self._send = send
-        self._last = journal.visible
-        self._progress = trio.lowlevel.ParkingLot()
-
-    async def follow(self) -> None:
-        """Send what becomes visible, until cancelled."""
-        while True:
-            for entry in await self._journal.read(after=self._last):
-                await self._send(entry.data)
-                self._last = entry.seq
-            self._progress.unpark_all()
-
-    async def caught_up(self) -> None:
-        """Wait until `follow` has sent all that is visible."""
-        while self._last < self._journal.visible:
-            await self._progress.park()
-
-    async def up_to_the_end(self) -> None:
-        """Send what nobody follows any more."""
-        while self._last < self._journal.visible:
-            for entry in await self._journal.read(after=self._last):
-                await self._send(entry.data)
-                self._last = entry.seq
-
-
-@contextlib.asynccontextmanager
-async def _forwarded(journal: creche.Journal, send: Send) -> AsyncIterator[_Sent]:
-    """What becomes visible inside the block is sent, all of it before the block is left."""
-    sent = _Sent(journal, send)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(sent.follow)
-        yield sent
-        await sent.caught_up()
-        nursery.cancel_scope.cancel()

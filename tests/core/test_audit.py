@@ -44,9 +44,9 @@ from creche._audit import (
     VARIOUS,
     WINDOW,
     note_mix_up,
-    shown,
 )
 from creche._audit_chain import NOTHING, chain, decode_record, encode_record
+from creche._audit_folding import shown
 from creche._audit_sinks import EVERYTHING
 
 # --- the audit itself
