@@ -221,9 +221,12 @@ class Grammar:
             if inner:
                 still = ", ".join(f"{bracket.value} {name!r}" for bracket, name, _ in inner)
                 raise GrammarError(_refusal(event, f"{still} of it is still open"))
-        owner = self._open.pop(place)
         if isinstance(event, events.ToolCallResult):
-            self._used[Bracket.TEXT, event.message_id, None] = owner  # the message it becomes
+            message = (Bracket.TEXT, event.message_id, None)  # that it becomes
+            if self._used.get(message, self._open[place]) != self._open[place]:
+                raise GrammarError(_refusal(event, f"message {message[1]!r} is another's"))
+            self._used[message] = self._open[place]
+        owner = self._open.pop(place)
         if bracket is Bracket.TOOL_CALL:
             self._open[Bracket.RESULT, key, None] = owner
 

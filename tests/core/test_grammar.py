@@ -341,6 +341,25 @@ def test_after_the_closers_any_run_can_finish_complete(stream: list[events.Event
     assert sorted(calls) == sorted(results)
 
 
+def test_a_result_may_not_take_the_message_that_another_speaks_in() -> None:
+    """A stock client would give the message to who came last, and refuse its rest."""
+    message, call = MessageId("m-1"), ToolCallId("c-1")
+    grammar, _ = accepted_of(
+        [
+            events.SubagentStarted(subagent_run_id="s-1", name="x"),
+            events.TextMessageStart(message_id=message, subagent_run_id="s-1"),
+            events.ToolCallStart(tool_call_id=call, tool_call_name="t"),
+            events.ToolCallEnd(tool_call_id=call),
+        ],
+    )
+    with pytest.raises(GrammarError, match="'m-1' is another's"):
+        grammar.accept(events.ToolCallResult(message_id=message, tool_call_id=call, content=""))
+    grammar.accept(
+        events.ToolCallResult(message_id=MessageId("m-2"), tool_call_id=call, content=""),
+    )
+    grammar.accept(events.TextMessageContent(message_id=message, delta="x", subagent_run_id="s-1"))
+
+
 @settings(max_examples=200)
 @given(any_stream, subagents)
 def test_after_its_closers_any_sub_agent_can_finish(
