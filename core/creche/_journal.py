@@ -20,6 +20,7 @@ from creche._conversation import Conversation
 from creche._errors import IsolationError, StoreUnavailableError, ThreadDeletedError
 from creche._events import Event, decode_event, encode_unnumbered, numbered
 from creche._limits import Limits
+from creche._proposals import Proposal, Proposals
 from creche._store import (
     Chunk,
     Commit,
@@ -32,8 +33,6 @@ from creche._store import (
 )
 from creche._writer import Writer
 
-_ANSWER_TIMEOUT: Final = 15.0  # seconds that a proposer waits for a store that is away
-_WITHDRAW_TIMEOUT: Final = 2.0  # seconds that a cancelled proposer waits for its fate
 _CHUNKS_PER_READ: Final = 8  # each `Limits.commit_bytes` at most
 
 
@@ -56,18 +55,6 @@ class _Change:
     seq: int
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Proposal:
-    """Records that somebody waits for, taken or refused as one."""
-
-    opens: NewThread | None
-    new_runs: tuple[RunRecord, ...]
-    runs: tuple[RunRecord, ...]
-    messages: tuple[StoredMessage, ...]
-    done: trio.Event
-    error: Exception | None = None
 
 
 class Journal:
@@ -101,8 +88,7 @@ class Journal:
         self._uncommitted_bytes = 0
         self._barriers: deque[int] = deque()  # uncommitted, ascending
         self._changes: deque[_Change] = deque()
-        self._proposals: list[_Proposal] = []
-        self._taken: tuple[_Proposal, ...] = ()  # proposals in the commit under way
+        self._proposals = Proposals()
         # What the thread's runs were told and said; None: not known here, so read when needed.
         self._conversation = None if record else self._new_conversation()
         self._settled_meanwhile: list[StoredMessage] | None = None  # while it is being read
@@ -200,25 +186,10 @@ class Journal:
         another's.
         """
         self.check_owned((*new_runs, *runs))
-        proposal = _Proposal(opens, new_runs, runs, messages, trio.Event())
-        self._proposals.append(proposal)
+        proposal = Proposal(opens, new_runs, runs, messages)
+        self._proposals.add(proposal)
         self._writer.mark(self, urgent=True)
-        try:
-            with trio.move_on_after(_ANSWER_TIMEOUT):
-                await proposal.done.wait()
-        except trio.Cancelled:
-            await self._withdraw(proposal)
-            if not proposal.done.is_set() or proposal.error is not None:
-                raise
-            # It is durable, so the caller must know; Trio tells it at the next checkpoint.
-        if not proposal.done.is_set():
-            await self._withdraw(proposal)
-        if not proposal.done.is_set():
-            msg = "the store does not answer; whether the run was taken down is not known"
-            raise StoreUnavailableError(msg)
-        if proposal.error is not None:
-            msg = "the store is not taking writes; nothing was started, try again"
-            raise StoreUnavailableError(msg) from proposal.error
+        await self._proposals.wait(proposal)
 
     def check_owned(self, runs: tuple[RunRecord, ...]) -> None:
         """Raise IsolationError if any of these is not a run on this thread."""
@@ -231,15 +202,6 @@ class Journal:
                     user=run.user_id,
                     owner=self.user_id,
                 )
-
-    async def _withdraw(self, proposal: _Proposal) -> None:
-        """Nothing may be committed behind the back of a proposer that has gone."""
-        if proposal in self._taken:
-            # Too late to take back, so its fate is waited for: one transaction, not more.
-            with trio.move_on_after(_WITHDRAW_TIMEOUT, shield=True):
-                await proposal.done.wait()
-        if proposal in self._proposals:
-            self._proposals.remove(proposal)
 
     async def committed(self, seq: int) -> None:
         """Wait until the entry `seq` is durable, for as long as the store needs."""
@@ -335,16 +297,15 @@ class Journal:
 
     def take(self) -> Commit | None:
         self._marked = False
-        self._taken = tuple(self._proposals)
+        proposals = self._proposals.take()
         first = self._committed + 1
         entries = self._entries[len(self._entries) - (self._last_seq - self._committed) :]
         entries = self._bounded(entries)
-        if not entries and not self._taken:
+        if not entries and not proposals:
             return None
         last = entries[-1].seq if entries else self._committed
         changes = [change for change in self._changes if change.seq <= last]
-        proposals = self._taken
-        records: list[_Change | _Proposal] = [*proposals, *changes]
+        records: list[_Change | Proposal] = [*proposals, *changes]
         return Commit(
             user_id=self.user_id,
             thread_id=self.thread_id,
@@ -373,11 +334,7 @@ class Journal:
         return entries
 
     def settle(self, commit: Commit) -> None:
-        for proposal in self._taken:
-            if proposal in self._proposals:
-                self._proposals.remove(proposal)
-            proposal.done.set()
-        self._taken = ()
+        self._proposals.finish(None)
         if self._conversation is not None:
             self._conversation.add(commit.messages)
             self._keep(self._conversation)
@@ -399,12 +356,7 @@ class Journal:
 
     def refuse(self, commit: Commit, error: Exception) -> bool:  # noqa: ARG002  Source's signature
         # Only what somebody waits for, and can be told about, is given up; events never are.
-        for proposal in self._taken:
-            if proposal in self._proposals:
-                self._proposals.remove(proposal)
-            proposal.error = error
-            proposal.done.set()
-        self._taken = ()
+        self._proposals.finish(error)
         return bool(self._proposals) or self._committed < self._last_seq
 
     def _wake_readers(self) -> None:
