@@ -51,7 +51,7 @@ bench-isolation: .venv/dev.installed  ## what users wait for each other  (BENCH_
 # server.txt begins as a copy of dev.txt, because uv prefers the pins that it finds: so the two
 # agree. Pins move only when pyproject.toml asks for it, or with LOCK_ARGS=--upgrade.
 lock: .venv/dev.installed  ## requirements/*.txt anew from pyproject.toml  (LOCK_ARGS=--upgrade)
-	$(compile) --extra server --extra postgres --group test --group lint --group bench --group build \
+	$(compile) --extra server --extra mcp --extra otel --extra postgres --group test --group lint --group bench --group build \
 	    $(LOCK_ARGS) -o requirements/dev.txt pyproject.toml
 	cp requirements/dev.txt requirements/server.txt
 	$(compile) --extra server --group build -o requirements/server.txt pyproject.toml
@@ -80,7 +80,7 @@ pip = .venv/bin/python -I -m pip install
 has = .venv/bin/python -I -c 'import re, sys; from importlib.metadata import version; sys.exit( \
     any(version(name) != pin for name, pin in re.findall(r"(?m)^(\S+)==(\S+)", open(sys.argv[1]).read())))'
 about-server := what the server needs: some 60 packages, 50 MB
-about-dev := what developing needs: some 90 packages, 230 MB
+about-dev := what developing needs: some 110 packages, 240 MB
 
 # One line that moves, if somebody is looking, instead of pip's three a package.
 show = while read -r word rest; do \
