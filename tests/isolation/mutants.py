@@ -32,13 +32,16 @@ from creche import (
     ToolDispatcher,
     UserExecutionContext,
     _emitter,
+    _ending,
     _engine,
     _journal,
     events,
     leaves,
 )
 from creche._emitter import EngineVoice, SubagentEmitter
+from creche._ending import Ending
 from creche._messages import AgentInput
+from creche._run_life import RunLife
 from creche._subagents import Subagents
 from creche._tool_calls import ToolCalls
 
@@ -473,7 +476,7 @@ def cancel_by_run_id_alone() -> Any:
 
     stack = contextlib.ExitStack()
     stack.enter_context(replaced(Run, "__init__", change_init))
-    stack.enter_context(replaced(Run, "cancel", change_cancel))
+    stack.enter_context(replaced(RunLife, "cancel", change_cancel))
     return stack
 
 
@@ -599,7 +602,7 @@ def failure_told_with_the_one_before() -> Any:
 
         return public
 
-    return replaced(_engine, "public", change)
+    return replaced(_ending, "public", change)
 
 
 @mutant
@@ -613,7 +616,7 @@ def failure_told_as_it_is() -> Any:
 
         return public
 
-    return replaced(_engine, "public", change)
+    return replaced(_ending, "public", change)
 
 
 @mutant
@@ -663,18 +666,18 @@ def terminal_from_another_task() -> Any:
 
     def change_execute(original: Any) -> Any:
         async def execute(self: ExecutionEngine, *rest: Any) -> Any:
-            journals[id(self._run)] = self._journal
+            journals[id(self._life)] = self._journal
             return await original(self, *rest)
 
         return execute
 
     def change_cancel(original: Any) -> Any:
-        def cancel(self: Run, *rest: Any) -> None:
+        def cancel(self: RunLife, *rest: Any) -> None:
             original(self, *rest)
             if id(self) in journals and self.outcome is None:
                 terminal = events.RunFinished(
-                    thread_id=self.thread_id,
-                    run_id=self.run_id,
+                    thread_id=self.context.thread_id,
+                    run_id=self.context.run_id,
                     outcome=events.Cancelled(),
                 )
                 journals[id(self)].append(terminal)
@@ -683,7 +686,7 @@ def terminal_from_another_task() -> Any:
 
     stack = contextlib.ExitStack()
     stack.enter_context(replaced(ExecutionEngine, "execute", change_execute))
-    stack.enter_context(replaced(Run, "cancel", change_cancel))
+    stack.enter_context(replaced(RunLife, "cancel", change_cancel))
     return stack
 
 
@@ -692,12 +695,12 @@ def success_made_up() -> Any:
     """Whatever stopped a run, it is reported as having gone well."""
 
     def change(original: Any) -> Any:
-        def decide(self: ExecutionEngine, *rest: Any) -> Any:
+        def decide(self: Ending, *rest: Any) -> Any:
             return dataclasses.replace(original(self, *rest), status="success")
 
         return decide
 
-    return replaced(ExecutionEngine, "_decide", change)
+    return replaced(Ending, "outcome", change)
 
 
 @mutant
@@ -705,12 +708,12 @@ def stop_that_stops_nothing() -> Any:
     """A cancel is noted, and nothing is cancelled until the deadline."""
 
     def change(_: Any) -> Any:
-        def cancel(self: Run, reason: Any = "user") -> None:
+        def cancel(self: RunLife, reason: Any) -> None:
             self.reason = self.reason or reason
 
         return cancel
 
-    return replaced(Run, "cancel", change)
+    return replaced(RunLife, "cancel", change)
 
 
 @mutant
@@ -727,7 +730,7 @@ def result_of_the_run_before() -> Any:
 
         return decide
 
-    return replaced(ExecutionEngine, "_decide", change)
+    return replaced(Ending, "outcome", change)
 
 
 # --- sub-agents and the audit
