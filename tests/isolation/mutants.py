@@ -448,7 +448,8 @@ def runs_found_without_the_owner() -> Any:
     def change(_: Any) -> Any:
         def find(self: Supervisor, user_id: Any, run_id: Any) -> Any:
             del user_id
-            return next((runs[run_id] for runs in self._runs.values() if run_id in runs), None)
+            lives = (lives.get(run_id) for lives in self._runs.values())
+            return next((Run(life) for life in lives if life is not None), None)
 
         return find
 
@@ -458,24 +459,24 @@ def runs_found_without_the_owner() -> Any:
 @mutant
 def cancel_by_run_id_alone() -> Any:
     """A cancel reaches all runs that are called so."""
-    all_runs: dict[str, list[Run]] = {}
+    all_runs: dict[str, list[RunLife]] = {}
 
     def change_init(original: Any) -> Any:
-        def init(self: Run, context: Any, *rest: Any) -> None:
+        def init(self: RunLife, context: Any, *rest: Any) -> None:
             original(self, context, *rest)
             all_runs.setdefault(context.run_id, []).append(self)
 
         return init
 
     def change_cancel(original: Any) -> Any:
-        def cancel(self: Run, *rest: Any) -> None:
-            for run in all_runs[self.run_id]:
-                original(run, *rest)
+        def cancel(self: RunLife, *rest: Any) -> None:
+            for life in all_runs[self.context.run_id]:
+                original(life, *rest)
 
         return cancel
 
     stack = contextlib.ExitStack()
-    stack.enter_context(replaced(Run, "__init__", change_init))
+    stack.enter_context(replaced(RunLife, "__init__", change_init))
     stack.enter_context(replaced(RunLife, "cancel", change_cancel))
     return stack
 
@@ -844,7 +845,7 @@ def runs_never_unlisted() -> Any:
     def change(original: Any) -> Any:
         async def submit(self: Supervisor, context: Any, agent: str, state: AgentInput) -> Any:
             run = await original(self, context, agent, state)
-            self._runs.setdefault(context.user_id, {})[f"{context.run_id}'"] = run  # type: ignore[index]
+            self._runs.setdefault(context.user_id, {})[f"{context.run_id}'"] = run._life  # type: ignore[index]
             return run
 
         return submit
