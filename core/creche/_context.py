@@ -6,13 +6,14 @@ reads an identity from anywhere else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import decimal
 import enum
 import hashlib
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, time, timedelta
@@ -301,3 +302,13 @@ class UserExecutionContext:
 logged_context: Final[ContextVar[UserExecutionContext | None]] = ContextVar(
     "creche_logged_context", default=None
 )
+
+
+@contextlib.contextmanager
+def logged_as(context: UserExecutionContext) -> Iterator[None]:
+    """Log lines of this task, and of those that it starts inside the block, are this one's."""
+    before = logged_context.set(context)
+    try:
+        yield
+    finally:
+        logged_context.reset(before)

@@ -14,7 +14,7 @@ from creche._ambient import look_around
 from creche._audit import note_mix_up, record_limit
 from creche._barrier import split
 from creche._class_guard import ClassWatch
-from creche._context import UserExecutionContext, logged_context
+from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
 from creche._errors import (
@@ -165,10 +165,10 @@ class ExecutionEngine:
     async def execute(self, asked: tuple[Message, ...], history: History) -> RunOutcome:
         """Execute a run whose rows are committed; returns once its terminal event is, too.
 
-        The caller has the thread's turn: see `Journal.turn`.
-        `history` is awaited within the run: the thread's messages, what this run was asked
-        included. Cancelled from outside, it still says and commits the terminal event, in a
-        bounded shield, before it passes the cancellation on.
+        The caller has the thread's turn: see `Journal.turn`. `history` is awaited within the
+        run: the thread's messages, what this run was asked included. Cancelled from outside, it
+        still says and commits the terminal event, in a bounded shield, before it passes the
+        cancellation on.
         """
         self._check_unspent()
         self._spent = True
@@ -194,11 +194,10 @@ class ExecutionEngine:
                 approver=self._infrastructure.approver,
                 tally=finish.tools,
             )
-            logged = logged_context.set(run.context)
             try:
-                await self._barrier(finish, dispatcher, history)
+                with logged_as(run.context):
+                    await self._barrier(finish, dispatcher, history)
             finally:
-                logged_context.reset(logged)
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
                 usage = costs_of(finish.usage, run.context)

@@ -29,6 +29,7 @@ from creche._ambient import Surroundings, look_around, surroundings
 from creche._forwarding import Send, open_forwarding
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas
+from creche._tool_calls import allow_every_tool
 
 __all__ = [
     "AgentInstanceFactory",
@@ -61,19 +62,29 @@ async def open_infrastructure(
     agents: creche.AgentClassRegistry | Mapping[str, type[creche.Agent]] | None = None,
     tools: Sequence[creche.Tool] = (),
     models: Mapping[str, creche.Model] | None = None,
+    tool_policy: creche.ToolPolicy | None = None,
+    approver: creche.Approver | None = None,
     limits: creche.Limits | None = None,
     store: creche.Store | None = None,
+    audit: creche.SecurityAudit | None = None,
 ) -> AsyncIterator[creche.Infrastructure]:
-    """Agents and tools for the calls inside the block that cannot be passed them.
+    """Agents, tools and all else of an `Infrastructure`, for calls that cannot be passed them.
 
-    Resource handling: the journals that engines in the block share are closed with it.
+    What runs in the block, and what is started in it, shares one set of journals, in which the
+    runs of a thread take turns, and one count of what each user may.
+
+    Resource handling: the journals are closed with the block; `audit` and `store` stay the
+    caller's. Raises ValueError if an agent asks for a tool that is not there.
     """
     infrastructure = creche.Infrastructure(
         agents=agents or {},
         tools=tools,
         models=models or {},
+        tool_policy=tool_policy or allow_every_tool,
+        approver=approver,
         limits=limits or creche.Limits(),
         store=store or creche.MemoryStore(),
+        audit=audit,
     )
     async with creche.open_journals(infrastructure.store, infrastructure.limits) as journals:
         around = Surroundings(
