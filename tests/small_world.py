@@ -169,6 +169,23 @@ def terminals_of(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [event for event in log if event["type"] in {"RUN_FINISHED", "RUN_ERROR"}]
 
 
+def one_at_a_time(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The ids of a thread's runs in their order; each must end before the next one begins."""
+    order: list[str] = []
+    active: str | None = None
+    for event in log:
+        if event["type"] == "RUN_STARTED":
+            assert active is None, f"{event['runId']} begins within {active}"
+            active = event["runId"]
+            order.append(event["runId"])
+        assert active is not None, f"{event['type']} is of no run"
+        if event["type"] in {"RUN_FINISHED", "RUN_ERROR"}:
+            assert event.get("runId", active) == active
+            active = None
+    assert active is None, f"{active} has no end"
+    return order
+
+
 async def watch(
     supervisor: Supervisor,
     run: Run,

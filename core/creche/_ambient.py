@@ -1,8 +1,8 @@
 """What is around a call that cannot be handed it: for the names of the older design only.
 
 The project's one ContextVar that anything reads to act on. `compat.open_infrastructure` sets it;
-only `create_user_engine` and `create_scoped_dispatcher_context` look, and only when they are
-given nothing.
+only `create_user_engine`, `create_scoped_dispatcher_context` and the older names look, and only
+for what they are not given.
 """
 
 from __future__ import annotations

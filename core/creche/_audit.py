@@ -30,10 +30,12 @@ from creche._audit_chain import (
 from creche._audit_folding import Draft, Key, Window, key_of, shown
 from creche._audit_sinks import AuditQuery, AuditSink
 from creche._barrier import leaves
+from creche._context import UserExecutionContext
 from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
     IsolationError,
+    LimitExceededError,
 )
 
 _log: Final = logging.getLogger("creche.audit")
@@ -224,6 +226,24 @@ class SecurityAudit:
             window.draft.absorb(draft)
             draft.error = error
             draft.done.set()
+
+
+async def record_limit(
+    audit: SecurityAudit | None,
+    context: UserExecutionContext,
+    error: LimitExceededError,
+    operation: str,
+) -> None:
+    """Record a limit on runs that somebody met. Raises AuditUnavailableError."""
+    if audit is not None:
+        await audit.record(
+            "limit_hit",
+            user=context.user_id,
+            resource="runs",
+            operation=operation,
+            outcome=error.message,
+            correlation_id=context.correlation_id,
+        )
 
 
 def note_mix_up(audit: SecurityAudit | None, error: BaseException, operation: str) -> None:

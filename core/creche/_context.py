@@ -6,13 +6,14 @@ reads an identity from anywhere else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import decimal
 import enum
 import hashlib
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, time, timedelta
@@ -88,10 +89,10 @@ def _owner_mark(nonce: str, user_id: UserId) -> str:
     return hashlib.sha256(f"{nonce}:{user_id}".encode()).hexdigest()[:16]
 
 
-def check_id(field: str, value: object) -> str:
-    """Return `value` if it may serve as the id called `field` (`"user_id"`, `"run_id"`, ...).
+def _checked_text(field: str, value: object) -> str:
+    """Return `value` if it is a word or a line that can be shown anywhere.
 
-    Raises InvalidContextError, which names the field and the rule but never the value.
+    Raises InvalidContextError, as `check_id` does.
     """
     if not isinstance(value, str):
         msg = f"{field} must be a string, not {type(value).__name__}"
@@ -105,6 +106,15 @@ def check_id(field: str, value: object) -> str:
     if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
         msg = f"{field} must not contain control characters"
         raise InvalidContextError(msg)
+    return value
+
+
+def check_id(field: str, value: object) -> str:
+    """Return `value` if it may serve as the id called `field` (`"user_id"`, `"run_id"`, ...).
+
+    Raises InvalidContextError, which names the field and the rule but never the value.
+    """
+    value = _checked_text(field, value)
     lowered = value.strip().lower()
     if lowered in _PLACEHOLDERS or (field != "user_id" and lowered in _NUMERIC_PLACEHOLDERS):
         msg = f"{field} must be a real id, and this is a placeholder"
@@ -198,12 +208,11 @@ class UserExecutionContext:
     def child(self, operation: str, **extra: Any) -> UserExecutionContext:
         """A context for a part of this run: same user, thread and run, a request id of its own.
 
-        `extra` is added to the metadata. Raises InvalidContextError for a blank operation, a
-        reserved key, and below `MAX_DEPTH` levels.
+        `operation` says what for, in a word or a line; `extra` is added to the metadata. Raises
+        InvalidContextError for an operation that is no text, blank, longer than 256 characters or
+        has control characters, for a reserved key, and below `MAX_DEPTH` levels.
         """
-        if not operation.strip():
-            msg = "operation must not be blank"
-            raise InvalidContextError(msg)
+        _checked_text("operation", operation)
         if self.depth >= MAX_DEPTH:
             msg = f"a context has at most {MAX_DEPTH} levels of children"
             raise InvalidContextError(msg)
@@ -293,3 +302,13 @@ class UserExecutionContext:
 logged_context: Final[ContextVar[UserExecutionContext | None]] = ContextVar(
     "creche_logged_context", default=None
 )
+
+
+@contextlib.contextmanager
+def logged_as(context: UserExecutionContext) -> Iterator[None]:
+    """Log lines of this task, and of those that it starts inside the block, are this one's."""
+    before = logged_context.set(context)
+    try:
+        yield
+    finally:
+        logged_context.reset(before)

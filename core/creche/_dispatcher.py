@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 import trio
 
 from creche import _events as events
 from creche._activities import Activities
-from creche._ambient import look_around
+from creche._ambient import look_around, surroundings
 from creche._approval import Approver
-from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
+from creche._context import MessageId, ToolCallId, UserExecutionContext, logged_as, new_id
 from creche._emitter import EventEmitter, new_tool_call_id, timestamp
 from creche._errors import CrecheError, EmitterClosedError
 from creche._journal import Journal
@@ -27,6 +27,8 @@ from creche._redaction import printable
 from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tools import Tool, ToolResult, failure
+
+_WANTED: Final = "tools= or infrastructure="
 
 
 class ToolInfrastructure(Protocol):
@@ -69,6 +71,7 @@ class ToolDispatcher:
             approver=approver,
             tally=self._tally,
         )
+        self._context = context
         self._emitter = emitter
         self._limits = limits
         self._share = share
@@ -93,11 +96,13 @@ class ToolDispatcher:
         """A dispatcher without an engine or a supervisor, for as long as the block.
 
         `tools` are those that may be called: the infrastructure's if they are not given. Policy,
-        approver and limits are the infrastructure's, too; without one all tools are allowed, and
-        nobody can approve. Its rate and threads are its own unless `quotas` are shared with it.
+        approver and limits are the infrastructure's, too, or those of what
+        `compat.open_infrastructure` has opened around; without either all tools are allowed, and
+        nobody can approve. The user's rate and threads are counted for this block alone, unless
+        it is given `quotas` (or there are some around): these have the limits they were made with.
 
         Its events go to `dispatcher.journal`, in memory, which is a run's whole and valid log
-        once the block has ended.
+        once the block has ended. Log lines from within the block say whose they are.
 
         Resource handling: leaving the block cancels the calls that other tasks still make
         through it; these get a result that says so. It waits for them, at most
@@ -105,12 +110,13 @@ class ToolDispatcher:
 
         Raises CrecheError if there is nothing to take tools from.
         """
-        if tools is None:
-            if infrastructure is None:
-                around = look_around("tools= or infrastructure=")
+        if infrastructure is None:
+            around = surroundings.get() if tools is not None else look_around(_WANTED)
+            if around is not None:
                 infrastructure = cast("ToolInfrastructure", around.infrastructure)
                 quotas = quotas or cast("ToolQuotas", around.quotas)
-            tools = infrastructure.tools
+        if tools is None:
+            tools = infrastructure.tools if infrastructure else ()
         limits = limits or (infrastructure.limits if infrastructure else Limits())
         async with open_own_log(context, limits) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
@@ -124,11 +130,12 @@ class ToolDispatcher:
                     approver=infrastructure.approver if infrastructure else None,
                 )
                 dispatcher._journal = log.journal
-                try:
-                    yield dispatcher
-                finally:
-                    await dispatcher._close()
-                    log.receipt.update(dispatcher.receipt)
+                with logged_as(context):
+                    try:
+                        yield dispatcher
+                    finally:
+                        await dispatcher._close()
+                        log.receipt.update(dispatcher.receipt)
 
     def for_subagent(
         self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
@@ -214,7 +221,9 @@ class ToolDispatcher:
             result = failure(call_id, "The tool was stopped: its dispatcher's block ended.")
             with scope:
                 if faulty is None:
-                    result = await self._calls.result(call_id, name, arguments)
+                    # Again, since the task that calls need not be one of the block's.
+                    with logged_as(self._context):
+                        result = await self._calls.result(call_id, name, arguments)
                 else:
                     result = faulty(call_id)
             self._tally.failures += not result.ok

@@ -11,12 +11,17 @@ import trio
 
 from creche import _events as events
 from creche._ambient import look_around
-from creche._audit import note_mix_up
-from creche._context import UserExecutionContext, logged_context
+from creche._audit import note_mix_up, record_limit
+from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
 from creche._ending import Ending
-from creche._errors import CrecheError, IsolationError, StoreUnavailableError
+from creche._errors import (
+    CrecheError,
+    IsolationError,
+    LimitExceededError,
+    StoreUnavailableError,
+)
 from creche._failures import identity, log_failure
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
@@ -37,6 +42,7 @@ _log: Final = logging.getLogger("creche.engine")
 _LAST_COMMIT_TIMEOUT: Final = 2.0
 # Seconds in which tasks whose allowance to clean up is over unwind.
 _UNWINDING: Final = 0.1
+_RETRY_AFTER: Final = 1.0  # seconds, told to who meets a thread's limit of runs
 _WORTH_TELLING: Final = 1.0  # seconds of waiting for its turn, above which a run says so
 
 
@@ -78,24 +84,25 @@ class ExecutionEngine:
         *,
         infrastructure: Infrastructure | None = None,
         journals: Journals | None = None,
+        quotas: ToolQuotas | None = None,
         agent: str | None = None,
     ) -> AsyncIterator[ExecutionEngine]:
         """An engine without a supervisor.
 
-        Its journal is one of `journals`, which engines at once on the same store must share;
-        without them it opens its own on the infrastructure's store.
+        Its journal is one of `journals`, which engines at once on the same store must share:
+        they take turns on a thread. Without them it opens its own on the infrastructure's store.
+        A user's rate of tool calls and threads are counted in `quotas`, which all engines of a
+        process should share; without them they are counted for this engine alone. Beside a
+        supervisor, pass its `journals` and its `quotas`.
 
-        Resource handling: leaving the block ends whatever it still executes. Raises CrecheError
-        without an infrastructure.
+        Resource handling: leaving the block ends whatever it still executes; `journals` and
+        `quotas` stay the caller's. Raises CrecheError without an infrastructure.
         """
-        quotas: ToolQuotas | None = None
         if infrastructure is None:
             around = look_around("infrastructure=")
-            infrastructure, journals, quotas = (
-                cast("Infrastructure", around.infrastructure),
-                cast("Journals", around.journals),
-                cast("ToolQuotas", around.quotas),
-            )
+            infrastructure = cast("Infrastructure", around.infrastructure)
+            journals = cast("Journals", around.journals) if journals is None else journals
+            quotas = quotas or cast("ToolQuotas", around.quotas)
         async with contextlib.AsyncExitStack() as stack:
             if journals is None:
                 opened = open_journals(infrastructure.store, infrastructure.limits)
@@ -112,32 +119,58 @@ class ExecutionEngine:
     async def execute_agent(self, agent: NamesAgent, state: AgentInput) -> RunOutcome:
         """Commit the run, execute it to its terminal event, and say how it ended.
 
-        `agent` is a name, or has one in its attribute `agent_name`.
+        `agent` is a name, or has one in its attribute `agent_name`. While another run has the
+        thread, this one waits its turn; cancelled meanwhile, it leaves nothing.
 
-        Raises UnknownAgentError, and StoreUnavailableError if it could not even be started.
+        Raises UnknownAgentError, ValueError for an empty input, StoreUnavailableError if it could
+        not even be started, ThreadDeletedError, LimitExceededError past `Limits.runs_per_thread`
+        (audited, or AuditUnavailableError is raised), and CrecheError within a run on that very
+        thread, which would wait for itself.
         """
         name = agent if isinstance(agent, str) else agent.agent_name
         self._infrastructure.registry.describe(name)
         asked = as_messages(state)
         self._check_unspent()
         self._life.agent = name
-        try:
-            await propose_run(self._journal, self._life, asked)
-        except StoreUnavailableError as error:
-            raise await why_refused(self._infrastructure.store, self._life, error) from None
+        async with self._turn():
+            try:
+                await propose_run(self._journal, self._life, asked)
+            except StoreUnavailableError as error:
+                raise await why_refused(self._infrastructure.store, self._life, error) from None
 
-        async def history() -> Sequence[Message]:
-            stored = await self._journal.history(self._limits.history_runs)
-            return [item.message for item in stored]
+            async def history() -> Sequence[Message]:
+                stored = await self._journal.history(self._limits.history_runs)
+                return [item.message for item in stored]
 
-        return await self.execute(asked, history)
+            return await self.execute(asked, history)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The thread is this run's inside the block. Without a supervisor nobody else sees to it.
+
+        Nothing of the run is stored before, so that nothing is left if it never comes to it.
+        """
+        turn, life, most = self._journal.turn, self._life, self._limits.runs_per_thread
+        if turn.wanted_by >= most:
+            msg = f"this thread already has {turn.wanted_by} runs, of {most} that it may have"
+            refusal = LimitExceededError(msg, retry_after=_RETRY_AFTER)
+            await record_limit(
+                self._infrastructure.audit, life.context, refusal, "execute an agent"
+            )
+            raise refusal
+        life.listed_at = trio.current_time()
+        async with turn.taken():
+            self._journal.check_there()
+            life.take_turn()
+            yield
 
     async def execute(self, asked: tuple[Message, ...], history: History) -> RunOutcome:
         """Execute a run whose rows are committed; returns once its terminal event is, too.
 
-        `history` is awaited within the run: the thread's messages, what this run was asked
-        included. Cancelled from outside, it still says and commits the terminal event, in a
-        bounded shield, before it passes the cancellation on.
+        The caller has the thread's turn: see `Journal.turn`. `history` is awaited within the
+        run: the thread's messages, what this run was asked included. Cancelled from outside, it
+        still says and commits the terminal event, in a bounded shield, before it passes the
+        cancellation on.
 
         A run whose cleanup overruns its allowance gets its terminal event then, but this returns
         no sooner than its nursery has closed.
@@ -166,11 +199,10 @@ class ExecutionEngine:
                 tally=ending.tools,
                 activities=life.activities,
             )
-            logged = logged_context.set(life.context)
             try:
-                await self._watched(ending, dispatcher, history)
+                with logged_as(life.context):
+                    await self._watched(ending, dispatcher, history)
             finally:
-                logged_context.reset(logged)
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
                 outcome = self._end(ending)

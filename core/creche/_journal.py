@@ -31,6 +31,7 @@ from creche._store import (
     ThreadRecord,
     new_epoch,
 )
+from creche._thread_turn import ThreadTurn
 from creche._writer import Writer
 
 _CHUNKS_PER_READ: Final = 8  # each `Limits.commit_bytes` at most
@@ -77,6 +78,7 @@ class Journal:
         self.user_id = user_id
         self.thread_id = thread_id
         self.epoch = record.epoch if record else new_epoch()
+        self.turn = ThreadTurn()  # of whoever executes a run here
         self._store = store
         self._writer = writer
         self._limits = limits
@@ -225,7 +227,7 @@ class Journal:
         while not self._deleted and self._visible <= after:
             self._awaited = True
             await self._readers.park()
-        self._check_there()
+        self.check_there()
         first_kept = self._last_seq - len(self._entries) + 1
         if after + 1 < first_kept:
             return await self._read_stored(after)
@@ -233,7 +235,8 @@ class Journal:
         stop = min(self._visible - first_kept + 1, start + self._limits.read_entries)
         return self._entries[start:stop]
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
+        """Raise ThreadDeletedError if the thread was deleted since the journal was attached."""
         if self._deleted:
             msg = f"thread {self.thread_id!r} was deleted"
             raise ThreadDeletedError(msg)
@@ -245,7 +248,7 @@ class Journal:
             after=after,
             limit=_CHUNKS_PER_READ,
         )
-        self._check_there()
+        self.check_there()
         entries: list[Entry] = []
         size = 0
         for chunk in chunks:

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from creche._audit import note_mix_up
+from creche._audit import note_mix_up, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._engine import ExecutionEngine
@@ -46,12 +46,12 @@ class Supervisor:
     ) -> None:
         self.infrastructure = infrastructure
         self.journals = journals
+        self.quotas = ToolQuotas(infrastructure.limits)
         self._nursery = nursery  # creche: shared it is the runs' own; open_supervisor opens it
         # {user: {run id: run}}, each in the order of asking; an entry *is* `_listed`.
         self._runs: dict[UserId, dict[RunId, RunLife]] = {}
         # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.
         self._deletions: dict[tuple[UserId, ThreadId], int] = {}
-        self._quotas = ToolQuotas(infrastructure.limits)
         self._draining = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -80,7 +80,7 @@ class Supervisor:
         try:
             life: RunLife = await self._nursery.start(self._serve, RunLife(context, agent), asked)
         except LimitExceededError as error:
-            await self._audit_limit(context, error)
+            await record_limit(self.infrastructure.audit, context, error, "start a run")
             raise
         return Run(life)
 
@@ -189,18 +189,6 @@ class Supervisor:
                 msg = f"this {what} already has {count} runs, of {limit} that it may have"
                 raise LimitExceededError(msg, retry_after=_RETRY_AFTER)
 
-    async def _audit_limit(self, context: UserExecutionContext, error: LimitExceededError) -> None:
-        audit = self.infrastructure.audit
-        if audit is not None:
-            await audit.record(
-                "limit_hit",
-                user=context.user_id,
-                resource="runs",
-                operation="start a run",
-                outcome=error.message,
-                correlation_id=context.correlation_id,
-            )
-
     @contextlib.contextmanager
     def _listed(self, life: RunLife) -> Iterator[None]:
         """The run can be found, and has its place in its thread's order, inside this block."""
@@ -294,8 +282,10 @@ class Supervisor:
                 if item.run_id == life.context.run_id or item.run_id not in waiting
             ]
 
-        engine = ExecutionEngine(life, self.infrastructure, journal, self._quotas)
-        await engine.execute(asked, history)
+        engine = ExecutionEngine(life, self.infrastructure, journal, self.quotas)
+        # Nobody else asks for it, unless engines without a supervisor share its journals.
+        async with journal.turn.taken():
+            await engine.execute(asked, history)
 
     @contextlib.asynccontextmanager
     async def open_events(

@@ -14,21 +14,20 @@ import warnings
 from collections.abc import (
     AsyncIterator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
 
-import trio
-
 import creche
 from creche._ambient import Surroundings, look_around, surroundings
+from creche._connections import Connections
 from creche._forwarding import Send, open_forwarding
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas
+from creche._tool_calls import allow_every_tool
 
 __all__ = [
     "AgentInstanceFactory",
@@ -61,19 +60,29 @@ async def open_infrastructure(
     agents: creche.AgentClassRegistry | Mapping[str, type[creche.Agent]] | None = None,
     tools: Sequence[creche.Tool] = (),
     models: Mapping[str, creche.Model] | None = None,
+    tool_policy: creche.ToolPolicy | None = None,
+    approver: creche.Approver | None = None,
     limits: creche.Limits | None = None,
     store: creche.Store | None = None,
+    audit: creche.SecurityAudit | None = None,
 ) -> AsyncIterator[creche.Infrastructure]:
-    """Agents and tools for the calls inside the block that cannot be passed them.
+    """Agents, tools and all else of an `Infrastructure`, for calls that cannot be passed them.
 
-    Resource handling: the journals that engines in the block share are closed with it.
+    What runs in the block, and what is started in it, shares one set of journals, in which the
+    runs of a thread take turns, and one count of what each user may.
+
+    Resource handling: the journals are closed with the block; `audit` and `store` stay the
+    caller's. Raises ValueError if an agent asks for a tool that is not there.
     """
     infrastructure = creche.Infrastructure(
         agents=agents or {},
         tools=tools,
         models=models or {},
+        tool_policy=tool_policy or allow_every_tool,
+        approver=approver,
         limits=limits or creche.Limits(),
         store=store or creche.MemoryStore(),
+        audit=audit,
     )
     async with creche.open_journals(infrastructure.store, infrastructure.limits) as journals:
         around = Surroundings(
@@ -143,8 +152,6 @@ class AgentInstanceFactory:
 class ExecutionEngine:
     """An engine that was constructed; each `execute_agent` is a block of its own."""
 
-    create_user_engine = creche.ExecutionEngine.create_user_engine
-
     def __init__(
         self,
         context: creche.UserExecutionContext,
@@ -154,6 +161,21 @@ class ExecutionEngine:
         self._context = context
         self._infrastructure = infrastructure
         self._executed = False
+
+    @staticmethod
+    def create_user_engine(
+        context: creche.UserExecutionContext,
+        *,
+        infrastructure: creche.Infrastructure | None = None,
+        journals: creche.Journals | None = None,
+        quotas: creche.ToolQuotas | None = None,
+        agent: str | None = None,
+    ) -> AbstractAsyncContextManager[creche.ExecutionEngine]:
+        """`creche.ExecutionEngine.create_user_engine`, warning of where it is from."""
+        _warn("compat.ExecutionEngine.create_user_engine", _ENGINE)
+        return creche.ExecutionEngine.create_user_engine(
+            context, infrastructure=infrastructure, journals=journals, quotas=quotas, agent=agent
+        )
 
     async def execute_agent(
         self, agent_context: creche.NamesAgent, state: creche.AgentInput
@@ -212,14 +234,27 @@ class ExecutionContextManager:
 class ToolDispatcher:
     """A dispatcher that was constructed; each `dispatch` is a block of its own."""
 
-    create_scoped_dispatcher_context = creche.ToolDispatcher.create_scoped_dispatcher_context
-
     def __init__(
         self, context: creche.UserExecutionContext, tools: Iterable[creche.Tool] | None = None
     ) -> None:
         _warn("ToolDispatcher(...)", _DISPATCHER)
         self._context = context
         self._tools = tools if tools is None else tuple(tools)
+
+    @staticmethod
+    def create_scoped_dispatcher_context(
+        context: creche.UserExecutionContext,
+        *,
+        tools: Iterable[creche.Tool] | None = None,
+        infrastructure: creche.Infrastructure | None = None,
+        limits: creche.Limits | None = None,
+        quotas: creche.ToolQuotas | None = None,
+    ) -> AbstractAsyncContextManager[creche.ToolDispatcher]:
+        """`creche.ToolDispatcher.create_scoped_dispatcher_context`, warning of where it is from."""
+        _warn("compat.ToolDispatcher.create_scoped_dispatcher_context", _DISPATCHER)
+        return creche.ToolDispatcher.create_scoped_dispatcher_context(
+            context, tools=tools, infrastructure=infrastructure, limits=limits, quotas=quotas
+        )
 
     async def dispatch(self, name: str, params: Mapping[str, Any]) -> creche.ToolResult:
         """See `creche.ToolDispatcher.dispatch`."""
@@ -267,43 +302,41 @@ class ToolExecutorFactory:
 class WebSocketConnectionPool:
     """Which sockets a user has open. An entry is a block, so none can be left behind."""
 
-    def __init__(self, most_per_user: int = 5) -> None:
+    def __init__(
+        self,
+        most_per_user: int = 5,
+        most: int = 1000,
+        audit: creche.SecurityAudit | None = None,
+    ) -> None:
         _warn(
             "WebSocketConnectionPool",
             "async with supervisor.open_events(user_id, thread_id) as entries: ...",
         )
-        self._most = most_per_user
-        self._sends: dict[creche.UserId, dict[creche.ConnectionId, Send]] = {}
+        self._connections = Connections(most_per_user=most_per_user, most=most)
+        self._audit = audit
 
-    @contextlib.contextmanager
     def connection(
         self, context: creche.UserExecutionContext, send: Send
-    ) -> Iterator[creche.UserExecutionContext]:
+    ) -> AbstractContextManager[creche.UserExecutionContext]:
         """A socket of that user's is open inside the block; the context gets its id.
 
-        Raises LimitExceededError past the cap.
+        Error handling: raises LimitExceededError past a cap, which is audited (where none was
+        passed, in the audit of `open_infrastructure` around), and InvalidContextError for a
+        context that has a connection. If `send` fails, nothing more is sent to this socket, whose
+        place is free again, and its block is cancelled and raises what `send` raised.
         """
-        own = self._sends.setdefault(context.user_id, {})
-        if len(own) >= self._most:
-            msg = f"a user may have {self._most} connections open"
-            raise creche.LimitExceededError(msg)
-        attached = context.with_connection(creche.new_connection_id(context.user_id))
-        assert attached.connection_id is not None
-        own[attached.connection_id] = send
-        try:
-            yield attached
-        finally:
-            del own[attached.connection_id]
-            if not own:
-                del self._sends[context.user_id]
+        audit, around = self._audit, surroundings.get()
+        if audit is None and around is not None:
+            audit = around.infrastructure.audit
+        return self._connections.held(context, send, audit)
 
     async def send_to_user(self, context: creche.UserExecutionContext, data: bytes) -> int:
-        """Send to all sockets of the context's user; says how many took it."""
-        sends = [*self._sends.get(context.user_id, {}).values()]
-        async with trio.open_nursery() as nursery:
-            for send in sends:
-                nursery.start_soon(send, data)
-        return len(sends)
+        """Send to all sockets of the context's user at once; says how many took it.
+
+        A socket that fails is not counted, keeps it from none of the others, and is told to
+        whoever holds it: see `connection`. This waits for the slowest; put a deadline around it.
+        """
+        return await self._connections.send(context.user_id, data)
 
 
 class WebSocketEventEmitter(_Block):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import inspect
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import msgspec
 import pytest
 import trio
 from tests.core import coming_over
-from tests.small_world import ADA, BOB, context, infrastructure
+from tests.small_world import ADA, BOB, THREAD, context, infrastructure, log_of, one_at_a_time
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import creche
+import creche.testing
 from creche import (
     CrecheError,
     InvalidContextError,
@@ -27,6 +32,7 @@ from creche import (
     open_supervisor,
     tool,
 )
+from creche._isolation import mutables
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is of the older design:DeprecationWarning")
 
@@ -151,6 +157,16 @@ async def by_factory(ctx: UserExecutionContext, said: str) -> object:
         return await dispatcher.dispatch("my_tool", {"text": said})
 
 
+async def by_class_method_of_the_engine(ctx: UserExecutionContext, said: str) -> object:
+    async with compat.ExecutionEngine.create_user_engine(ctx) as engine:
+        return await engine.execute_agent("echo", said)
+
+
+async def by_class_method_of_the_dispatcher(ctx: UserExecutionContext, said: str) -> object:
+    async with compat.ToolDispatcher.create_scoped_dispatcher_context(ctx) as dispatcher:
+        return await dispatcher.dispatch("my_tool", {"text": said})
+
+
 async def by_instance_factory(ctx: UserExecutionContext, said: str) -> object:
     registry = compat.AgentRegistry({"echo": Echo})
     agent: Any = compat.AgentInstanceFactory(registry).create_agent_instance("echo", ctx)
@@ -243,6 +259,12 @@ DOORS: list[tuple[str, Use, str]] = [
         DISPATCHER,
     ),
     ("ToolExecutorFactory", by_factory, DISPATCHER),
+    ("compat.ExecutionEngine.create_user_engine", by_class_method_of_the_engine, ENGINE),
+    (
+        "compat.ToolDispatcher.create_scoped_dispatcher_context",
+        by_class_method_of_the_dispatcher,
+        DISPATCHER,
+    ),
     ("WebSocketEventEmitter", by_emitter, "await run.emit.text(...)"),
     ("WebSocketSecurityAudit", by_audit, "await audit.record(kind"),
     ("AgentWebSocketBridge", by_bridge, "await supervisor.start(context, agent, input)"),
@@ -258,15 +280,38 @@ async def test_an_older_name_works_and_says_what_to_write(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             await use(context(ADA), "hello")
-    told = [str(warning.message) for warning in caught if str(warning.message).startswith(name)]
+    told = [warning for warning in caught if str(warning.message).startswith(name)]
     assert len(told) == 1
-    assert instead in told[0]
+    assert instead in str(told[0].message)
     assert all(warning.category is DeprecationWarning for warning in caught)
-    assert all(warning.filename == __file__ for warning in caught), "it names who must change"
+    where = [(warning.filename, warning.lineno) for warning in told]
+    assert where == [(__file__, line_of(use, name))], "it names what must change"
+
+
+def line_of(function: Callable[..., object], name: str) -> int:
+    """The one line of a function that uses this older name."""
+    lines, first = inspect.getsourcelines(function)
+    called = f"compat.{name.removeprefix('compat.').removesuffix('(...)')}("
+    (found,) = [first + place for place, line in enumerate(lines) if called in line]
+    return found
+
+
+def test_a_class_below_an_older_one_is_told_at_the_line_that_makes_it() -> None:
+    class Below(compat.ToolDispatcher):
+        """Has no constructor of its own."""
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Below(context())  # compat.Below()
+    (told,) = caught
+    here = line_of(
+        test_a_class_below_an_older_one_is_told_at_the_line_that_makes_it, "compat.Below"
+    )
+    assert (told.filename, told.lineno) == (__file__, here)
 
 
 def test_every_older_name_is_tried() -> None:
-    tried = {name.removesuffix("(...)") for name, _, _ in DOORS}
+    tried = {name.removeprefix("compat.").replace("(", ".").split(".")[0] for name, _, _ in DOORS}
     assert tried == set(compat.__all__) - {"open_infrastructure"}
 
 
@@ -278,15 +323,139 @@ async def test_two_users_at_once_stay_apart_through_it(use: Use) -> None:
         said = f"canary-of-{user}-{number}"
         came[user].append(repr(await use(context(user, f"thread-{number}"), said)))
 
-    async with opened(), trio.open_nursery() as nursery:
-        for number in range(5):
-            for user in came:
-                nursery.start_soon(one, user, number)
+    async with opened() as made:
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                for user in came:
+                    nursery.start_soon(one, user, number)
+        await check_the_store(made)
+    check_the_canaries(came)
+
+
+def check_the_canaries(came: dict[str, list[str]]) -> None:
+    """Each of both users got five times what is theirs, and nothing of the other's."""
     for user, other in ((ADA, BOB), (BOB, ADA)):
         assert len(came[user]) == 5
         for said in came[user]:
             assert f"canary-of-{user}" in said
             assert f"canary-of-{other}" not in said
+
+
+async def check_the_store(made: creche.Infrastructure) -> None:
+    """No journal of one user's has anything of the other's."""
+    for user, other in ((ADA, BOB), (BOB, ADA)):
+        for number in range(5):
+            log = await log_of(made.store, user, f"thread-{number}")
+            assert f"canary-of-{other}" not in repr(log)
+            one_at_a_time(log)
+
+
+# --- one object that all users share, as the older design's singletons were
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """One of each."""
+
+    instances: compat.AgentInstanceFactory
+    engines: compat.ExecutionContextManager
+    tools: compat.ToolExecutorFactory
+    pool: compat.WebSocketConnectionPool
+    audit: creche.SecurityAudit
+    notes: compat.WebSocketSecurityAudit
+    bridge: compat.AgentWebSocketBridge
+
+
+@contextlib.asynccontextmanager
+async def shared_doors(made: creche.Infrastructure) -> AsyncIterator[Shared]:
+    async with creche.open_audit(creche.MemorySink()) as audit:
+        async with open_supervisor(made) as supervisor:
+            yield Shared(
+                instances=compat.AgentInstanceFactory(compat.AgentRegistry({"echo": Echo})),
+                engines=compat.ExecutionContextManager(),
+                tools=compat.ToolExecutorFactory([my_tool]),
+                pool=compat.WebSocketConnectionPool(),
+                audit=audit,
+                notes=compat.WebSocketSecurityAudit(audit),
+                bridge=compat.AgentWebSocketBridge(supervisor),
+            )
+
+
+async def by_shared_instances(shared: Shared, ctx: UserExecutionContext, said: str) -> object:
+    agent: Any = shared.instances.create_agent_instance("echo", ctx)
+    agent.kept.append(said)
+    await trio.lowlevel.checkpoint()
+    return agent.kept
+
+
+async def by_shared_engines(shared: Shared, ctx: UserExecutionContext, said: str) -> object:
+    async with shared.engines.execution_context(ctx) as engine:
+        return await engine.execute_agent("echo", said)
+
+
+async def by_shared_tools(shared: Shared, ctx: UserExecutionContext, said: str) -> object:
+    async with shared.tools.create_tool_executor(ctx) as dispatcher:
+        return await dispatcher.dispatch("my_tool", {"text": said})
+
+
+async def by_shared_pool(shared: Shared, ctx: UserExecutionContext, said: str) -> object:
+    frames: list[bytes] = []
+
+    async def send(data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        frames.append(data)
+
+    with shared.pool.connection(ctx, send) as attached:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+            await shared.pool.send_to_user(attached, said.encode())
+    return frames
+
+
+async def by_shared_audit(shared: Shared, ctx: UserExecutionContext, said: str) -> object:
+    await shared.notes.log_violation(ctx, "run_mismatch", resource=said, operation="cancel")
+    return await shared.audit.find(creche.AuditQuery(user=ctx.user_id))
+
+
+async def by_shared_bridge(shared: Shared, ctx: UserExecutionContext, said: str) -> object:
+    frames: list[bytes] = []
+
+    async def send(data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        frames.append(data)
+
+    outcome = await shared.bridge.run_agent(ctx, "echo", said, send)
+    assert outcome.result == said
+    return frames
+
+
+SHARED = [
+    by_shared_instances,
+    by_shared_engines,
+    by_shared_tools,
+    by_shared_pool,
+    by_shared_audit,
+    by_shared_bridge,
+]
+
+
+@pytest.mark.parametrize("use", SHARED)
+async def test_two_users_at_once_stay_apart_through_one_that_they_share(
+    use: Callable[[Shared, UserExecutionContext, str], Awaitable[object]],
+) -> None:
+    came: dict[str, list[str]] = {ADA: [], BOB: []}
+
+    async def one(shared: Shared, user: str, number: int) -> None:
+        said = f"canary-of-{user}-{number}"
+        came[user].append(repr(await use(shared, context(user, f"thread-{number}"), said)))
+
+    async with opened() as made:
+        async with shared_doors(made) as shared, trio.open_nursery() as nursery:
+            for number in range(5):
+                for user in came:
+                    nursery.start_soon(one, shared, user, number)
+        await check_the_store(made)
+    check_the_canaries(came)
 
 
 async def test_an_engine_that_was_constructed_executes_as_often_as_it_is_asked() -> None:
@@ -309,27 +478,270 @@ async def test_a_run_id_that_has_been_is_told_as_that() -> None:
                     await engine.execute_agent("echo", "hi")
 
 
-async def test_engines_at_once_on_one_thread_share_its_journal() -> None:
+async def test_engines_at_once_on_one_thread_share_its_journal_and_take_turns_in_it() -> None:
+    """Of each user: what one run says is never amid another's, and is in no other journal."""
     async with opened() as made:
         async with trio.open_nursery() as nursery:
             for number in range(5):
-                engine = compat.ExecutionEngine(context(ADA))
-                nursery.start_soon(engine.execute_agent, "echo", f"{number}")
-        runs = await made.store.runs(ADA, creche.ThreadId("thread-a"))
-        assert [run.status for run in runs] == ["success"] * 5
+                for user in (ADA, BOB):
+                    ctx = context(user, run=f"run-{user}-{number}")
+                    engine = compat.ExecutionEngine(ctx)
+                    nursery.start_soon(engine.execute_agent, "echo", f"said in {ctx.run_id}")
+        for user, other in ((ADA, BOB), (BOB, ADA)):
+            runs = await made.store.runs(user, THREAD)
+            assert [run.status for run in runs] == ["success"] * 5
+            log = await log_of(made.store, user)
+            assert sorted(one_at_a_time(log)) == [f"run-{user}-{number}" for number in range(5)]
+            assert f"-{other}-" not in repr(log)
+            speaking = None
+            for event in log:
+                speaking = event.get("runId", speaking)
+                if "delta" in event:
+                    assert f"said in {speaking}" in event["delta"]
 
 
-async def test_a_pool_has_a_cap_for_each_user() -> None:
-    async def send(data: bytes) -> None: ...
+# --- what is around
 
-    pool = compat.WebSocketConnectionPool(most_per_user=1)
-    with pool.connection(context(ADA), send):
-        with pytest.raises(LimitExceededError), pool.connection(context(ADA), send):
-            pytest.fail("two of one user")
-        with pool.connection(context(BOB), send):
+
+def test_what_an_infrastructure_takes_can_be_opened_around() -> None:
+    taken = {field.name for field in dataclasses.fields(creche.Infrastructure) if field.init}
+    assert {*inspect.signature(compat.open_infrastructure).parameters} == taken
+
+
+async def test_what_is_opened_around_gets_all_that_it_was_given() -> None:
+    class Nobody:
+        async def approve(self, request: creche.ApprovalRequest) -> creche.Approval:
+            return request.refuse()
+
+    def deny(_: UserExecutionContext, __: creche.Tool) -> bool:
+        return False
+
+    async with creche.open_audit(creche.MemorySink()) as audit:
+        given: dict[str, Any] = {
+            "models": {"default": creche.testing.ScriptedModel(creche.testing.Pacer())},
+            "tool_policy": deny,
+            "approver": Nobody(),
+            "limits": creche.Limits(runs=7),
+            "store": creche.MemoryStore(),
+            "audit": audit,
+        }
+        async with compat.open_infrastructure(**given) as made:
+            assert {name: getattr(made, name) for name in given} == given
+
+
+@tool(approval=True)
+async def pay() -> str:
+    """Pay."""
+    await trio.lowlevel.checkpoint()
+    return "paid"
+
+
+class Approves:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def approve(self, request: creche.ApprovalRequest) -> creche.Approval:
+        self.asked.append(request.tool_name)
+        return request.approve()
+
+
+class TestADispatcherThatIsGivenTools:
+    """Keeps what is around it all the same."""
+
+    @pytest.mark.parametrize("older", [False, True], ids=["new", "older"])
+    async def test_it_keeps_the_policy(self, older: bool) -> None:
+        def not_bob(caller: UserExecutionContext, _: creche.Tool) -> bool:
+            return caller.user_id != BOB
+
+        doors: Any = compat.ToolDispatcher if older else creche.ToolDispatcher
+        async with compat.open_infrastructure(tool_policy=not_bob):
+            for user, allowed in ((ADA, True), (BOB, False)):
+                async with doors.create_scoped_dispatcher_context(
+                    context(user), tools=[my_tool]
+                ) as dispatcher:
+                    assert (await dispatcher.dispatch("my_tool", {"text": "hi"})).ok is allowed
+
+    async def test_it_keeps_the_approver(self) -> None:
+        approver = Approves()
+        async with compat.open_infrastructure(approver=approver):
+            async with creche.ToolDispatcher.create_scoped_dispatcher_context(
+                context(), tools=[pay]
+            ) as dispatcher:
+                assert (await dispatcher.dispatch("pay", {})).value == "paid"
+        assert approver.asked == ["pay"]
+
+    async def test_it_keeps_the_limits_but_for_those_that_it_is_given(self) -> None:
+        async with compat.open_infrastructure(limits=creche.Limits(tool_calls=1)):
+            for limits, most in ((None, 1), (creche.Limits(tool_calls=2), 2)):
+                async with creche.ToolDispatcher.create_scoped_dispatcher_context(
+                    context(), tools=[my_tool], limits=limits
+                ) as dispatcher:
+                    told = [await dispatcher.dispatch("my_tool", {"text": ""}) for _ in range(3)]
+                assert [result.ok for result in told].count(True) == most
+
+    async def test_it_counts_with_the_others_of_its_user_and_of_no_other(self) -> None:
+        counted: list[tuple[str, bool]] = []
+        async with compat.open_infrastructure(limits=creche.Limits(tool_calls_per_minute=2)):
+            for user in (ADA, ADA, ADA, BOB):
+                async with creche.ToolDispatcher.create_scoped_dispatcher_context(
+                    context(user), tools=[my_tool]
+                ) as dispatcher:
+                    counted.append((user, (await dispatcher.dispatch("my_tool", {"text": ""})).ok))
+        assert counted == [(ADA, True), (ADA, True), (ADA, False), (BOB, True)]
+
+    async def test_an_infrastructure_of_its_own_goes_before_what_is_around(self) -> None:
+        def deny(_: UserExecutionContext, __: creche.Tool) -> bool:
+            return False
+
+        async with compat.open_infrastructure(tool_policy=deny):
+            async with creche.ToolDispatcher.create_scoped_dispatcher_context(
+                context(), tools=[my_tool], infrastructure=infrastructure()
+            ) as dispatcher:
+                assert (await dispatcher.dispatch("my_tool", {"text": ""})).ok
+
+
+async def test_an_engine_with_journals_of_its_own_keeps_to_them() -> None:
+    own = creche.MemoryStore()
+    async with opened() as made, creche.open_journals(own) as journals:
+        async with creche.ExecutionEngine.create_user_engine(
+            context(), journals=journals
+        ) as engine:
+            assert (await engine.execute_agent("echo", "hi")).status == "success"
+        assert await log_of(made.store) == []
+    assert one_at_a_time(await log_of(own))
+
+
+# --- the pool
+
+
+class Wire:
+    """A socket that keeps what it is sent, until it breaks."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.broken = False
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.broken:
+            raise trio.BrokenResourceError
+        self.got.append(data)
+
+
+async def held(
+    pool: compat.WebSocketConnectionPool,
+    wire: Wire,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """A connection's task; notes that its block raised."""
+    try:
+        with pool.connection(context(ADA), wire.send):
+            task_status.started()
+            await trio.sleep_forever()
+    except trio.BrokenResourceError:
+        wire.got.append(b"(told)")
+
+
+class TestAPool:
+    async def test_a_socket_that_is_dead_keeps_it_from_no_other_and_is_not_counted(
+        self, autojump_clock: MockClock
+    ) -> None:
+        pool = compat.WebSocketConnectionPool()
+        wires = [Wire() for _ in range(3)]
+        async with trio.open_nursery() as nursery:
+            for wire in wires:
+                await nursery.start(functools.partial(held, pool, wire))
+            wires[0].broken = True
+            assert await pool.send_to_user(context(ADA), b"one") == 2
+            await wait_all_tasks_blocked()
+            assert [wire.got for wire in wires] == [[b"(told)"], [b"one"], [b"one"]]
+            wires[0].broken = False
+            assert await pool.send_to_user(context(ADA), b"two") == 2
+            assert wires[0].got == [b"(told)"], "whose block has ended"
+            nursery.cancel_scope.cancel()
+
+    async def test_who_sends_from_within_a_dead_sockets_block_reaches_the_others_all_the_same(
+        self,
+    ) -> None:
+        class Slow(Wire):
+            async def send(self, data: bytes) -> None:
+                for _ in range(10):
+                    await trio.lowlevel.checkpoint()
+                await super().send(data)
+
+        pool = compat.WebSocketConnectionPool()
+        dead, other = Wire(), Slow()
+        dead.broken = True
+        took = 0
+        with pool.connection(context(ADA), other.send):
+            with pytest.raises(trio.BrokenResourceError):
+                with pool.connection(context(ADA), dead.send) as attached:
+                    took = await pool.send_to_user(attached, b"one")
+                    await trio.lowlevel.checkpoint()
+                    pytest.fail("its block has ended")
+        assert (took, other.got) == (1, [b"one"])
+
+    async def test_a_dead_socket_takes_no_place(self) -> None:
+        """The user is not locked out by what nobody can be reached through."""
+        pool = compat.WebSocketConnectionPool(most_per_user=1)
+        dead = Wire()
+        dead.broken = True
+        with pytest.raises(trio.BrokenResourceError):
+            with pool.connection(context(ADA), dead.send):
+                assert await pool.send_to_user(context(ADA), b"one") == 0
+                with pool.connection(context(ADA), Wire().send):
+                    assert await pool.send_to_user(context(ADA), b"two") == 1
+
+    async def test_a_context_that_has_a_connection_is_refused_and_leaves_nothing(self) -> None:
+        pool = compat.WebSocketConnectionPool()
+        with pool.connection(context(ADA), Wire().send) as attached:
             pass
-    with pool.connection(context(ADA), send):
-        pass
+        for _ in range(2):
+            with pytest.raises(InvalidContextError, match="already"):
+                with pool.connection(attached, Wire().send):
+                    pytest.fail("a request comes through one connection")
+        assert mutables_named(pool, ADA) == []
+
+    async def test_what_was_held_is_forgotten(self) -> None:
+        pool = compat.WebSocketConnectionPool()
+        with pool.connection(context(ADA), Wire().send):
+            assert mutables_named(pool, ADA) != []
+        assert mutables_named(pool, ADA) == []
+
+    async def test_it_has_a_cap_for_each_user_and_one_for_all(self) -> None:
+        pool = compat.WebSocketConnectionPool(most_per_user=1, most=2)
+        with pool.connection(context(ADA), Wire().send):
+            with pytest.raises(LimitExceededError, match="a user may have 1"):
+                with pool.connection(context(ADA), Wire().send):
+                    pytest.fail("two of one user")
+            with pool.connection(context(BOB), Wire().send):
+                with pytest.raises(LimitExceededError, match="all users together may have 2"):
+                    with pool.connection(context("cy"), Wire().send):
+                        pytest.fail("three in all")
+        with pool.connection(context(ADA), Wire().send):
+            pass
+
+    @pytest.mark.parametrize("passed", [True, False], ids=["passed", "around"])
+    async def test_a_refusal_by_its_cap_is_audited(self, passed: bool) -> None:
+        async with creche.open_audit(creche.MemorySink()) as audit:
+            async with compat.open_infrastructure(audit=None if passed else audit):
+                pool = compat.WebSocketConnectionPool(
+                    most_per_user=1, audit=audit if passed else None
+                )
+                with pool.connection(context(ADA), Wire().send):
+                    with pytest.raises(LimitExceededError):
+                        with pool.connection(context(ADA), Wire().send):
+                            pytest.fail("two of one user")
+            await audit.flush()
+            (record,) = await audit.find(creche.AuditQuery(user=ADA))
+            assert (record.kind, record.resource) == ("limit_hit", "connections")
+            assert await audit.find(creche.AuditQuery(user=BOB)) == []
+
+
+def mutables_named(root: object, word: str) -> list[str]:
+    """Where in an object a word is found."""
+    return [path for path, _ in mutables(root) if word in path]
 
 
 def test_an_instance_is_made_for_a_context_and_of_a_known_class() -> None:

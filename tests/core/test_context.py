@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from creche import InvalidContextError, UserExecutionContext
+from creche._context import MAX_ID_LENGTH
 
 FIELDS = ("user_id", "thread_id", "run_id", "request_id")
 WORDS = (
@@ -270,10 +271,35 @@ class TestChildren:
         context = made().child("plan").child("search")
         assert context.audit_trail() == ("request", "plan", "search")
 
-    @pytest.mark.parametrize("operation", ["", "  ", "\t"], ids=repr)
-    def test_a_blank_operation_is_refused(self, operation: str) -> None:
-        with pytest.raises(InvalidContextError, match="operation"):
+    @pytest.mark.parametrize(
+        ("operation", "rule"),
+        [
+            (5, "must be a string, not int"),
+            (None, "must be a string, not NoneType"),
+            (b"search", "must be a string, not bytes"),
+            (["search"], "must be a string, not list"),
+            ("", "must not be blank"),
+            ("  ", "must not be blank"),
+            ("\t", "must not be blank"),
+            ("x" * (MAX_ID_LENGTH + 1), "must not be longer than 256 characters (it has 257)"),
+            ("search\nfor", "must not contain control characters"),
+            ("search\x00", "must not contain control characters"),
+            ("search\x7f", "must not contain control characters"),
+            ("search\ud800", "must not contain control characters"),
+        ],
+        ids=lambda value: repr(value)[:20],
+    )
+    def test_an_operation_that_cannot_be_shown_is_refused_by_its_rule(
+        self, operation: Any, rule: str
+    ) -> None:
+        with pytest.raises(InvalidContextError) as refused:
             made().child(operation)
+        assert str(refused.value) == f"operation {rule}"
+        assert isinstance(refused.value, ValueError)
+
+    @pytest.mark.parametrize("operation", ["x" * MAX_ID_LENGTH, "default", "0", "agent näme"])
+    def test_an_operation_is_no_id_so_any_line_of_text_will_do(self, operation: str) -> None:
+        assert made().child(operation).operation == operation
 
     def test_there_are_ten_levels_and_not_eleven(self) -> None:
         context = made()

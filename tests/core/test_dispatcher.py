@@ -25,6 +25,7 @@ from creche import (
     ToolPolicy,
     ToolQuotas,
     UserExecutionContext,
+    logged_context,
     open_supervisor,
     tool,
 )
@@ -344,3 +345,85 @@ async def test_a_runs_own_store_gets_nothing_of_a_dispatcher_without_an_engine(
     async with opened(context(), infrastructure=made) as dispatcher:
         await dispatcher.dispatch("add", {"a": 1})
     assert await log_of(store) == []
+
+
+# --- whose a log line is
+
+
+def whose() -> str | None:
+    found = logged_context.get()
+    return found.user_id if found else None
+
+
+@tool
+async def tell_whose() -> list[str | None]:
+    """Whose a log line would be: from here, from a task of the tool's own, and from a thread."""
+    told: list[str | None] = [whose()]
+
+    async def below() -> None:
+        told.append(whose())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(below)
+    return [*told, await trio.to_thread.run_sync(whose)]
+
+
+@tool
+def tell_whose_in_a_thread() -> list[str | None]:
+    """The same, from a sync tool."""
+    return [whose()]
+
+
+class TestLogLines:
+    @pytest.mark.parametrize("name", ["tell_whose", "tell_whose_in_a_thread"])
+    async def test_of_a_tool_say_whose_they_are_without_an_engine(self, name: str) -> None:
+        assert whose() is None
+        async with opened(context(), tools=[tell_whose, tell_whose_in_a_thread]) as dispatcher:
+            assert whose() == ADA
+            assert {*(await dispatcher.dispatch(name, {})).value} == {ADA}
+            assert whose() == ADA
+        assert whose() is None
+
+    async def test_of_a_tool_that_another_task_calls_say_it_too(self) -> None:
+        told: list[str | None] = []
+        is_open, called = trio.Event(), trio.Event()
+
+        async def call() -> None:
+            await is_open.wait()
+            told.extend((await dispatcher.dispatch("tell_whose", {})).value)
+            told.append(whose())
+            called.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)  # before the block, so it inherits nothing of it
+            async with opened(context(), tools=[tell_whose]) as dispatcher:
+                is_open.set()
+                await called.wait()
+        assert told == [ADA, ADA, ADA, None]
+
+    async def test_of_two_users_in_one_task_are_not_mixed_up(self) -> None:
+        async with opened(context(ADA), tools=[tell_whose]) as adas:
+            async with opened(context(BOB), tools=[tell_whose]) as bobs:
+                for _ in range(2):
+                    assert {*(await adas.dispatch("tell_whose", {})).value} == {ADA}
+                    assert {*(await bobs.dispatch("tell_whose", {})).value} == {BOB}
+                assert whose() == BOB
+            assert whose() == ADA
+
+    async def test_of_two_users_at_once_are_not_mixed_up(self) -> None:
+        async def call(user: str) -> None:
+            async with opened(context(user), tools=[tell_whose]) as dispatcher:
+                for _ in range(10):
+                    assert {*(await dispatcher.dispatch("tell_whose", {})).value} == {user}
+                    assert whose() == user
+
+        async with trio.open_nursery() as nursery:
+            for user in (ADA, BOB, "cy"):
+                nursery.start_soon(call, user)
+        assert whose() is None
+
+    async def test_after_a_block_that_failed_are_nobodys(self) -> None:
+        with pytest.raises(KeyError):
+            async with opened(context(), tools=[]):
+                raise KeyError
+        assert whose() is None

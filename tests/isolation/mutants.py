@@ -28,6 +28,7 @@ from creche import (
     MemoryStore,
     Run,
     RunContext,
+    SecurityAudit,
     Supervisor,
     ToolDispatcher,
     UserExecutionContext,
@@ -35,6 +36,7 @@ from creche import (
     _ending,
     _engine,
     _journal,
+    _supervisor,
     events,
     leaves,
 )
@@ -806,19 +808,20 @@ def audited_with_the_payload() -> Any:
     """The audit is told all that is known of a request."""
 
     def change(_: Any) -> Any:
-        async def audit_limit(self: Supervisor, context: Any, error: CrecheError) -> None:
-            assert self.infrastructure.audit is not None
-            await self.infrastructure.audit.record(
+        async def record_limit(
+            audit: SecurityAudit, context: Any, error: CrecheError, operation: str
+        ) -> None:
+            await audit.record(
                 "limit_hit",
                 user=context.user_id,
                 resource=f"runs of {dict(context.metadata)}",
-                operation="start a run",
+                operation=operation,
                 outcome=str(error),
             )
 
-        return audit_limit
+        return record_limit
 
-    return replaced(Supervisor, "_audit_limit", change)
+    return replaced(_supervisor, "record_limit", change)
 
 
 # --- what outlives its run
