@@ -32,7 +32,6 @@ from creche import (
     MemoryStore,
     Message,
     ModelAgent,
-    Run,
     RunContext,
     Supervisor,
     UserExecutionContext,
@@ -41,6 +40,7 @@ from creche import (
 )
 from creche._class_guard import ClassWatch
 from creche._messages import as_messages
+from creche._run_life import RunLife
 from creche._run_rows import propose_run
 
 
@@ -125,9 +125,9 @@ async def through_an_engine(count: int) -> list[float]:
         for number in range(count):
             context = asked(number)
             async with journals.attached(context.user_id, context.thread_id) as journal:
-                run = Run(context, "nothing")
-                await propose_run(journal, run, messages)
-                engine = ExecutionEngine(run, made, journal)
+                life = RunLife(context, "nothing")
+                await propose_run(journal, life, messages)
+                engine = ExecutionEngine(life, made, journal)
                 begun = time.perf_counter_ns()
                 await engine.execute(messages, history)
                 samples.append((time.perf_counter_ns() - begun) / 1000)

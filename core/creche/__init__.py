@@ -77,10 +77,19 @@ from creche._messages import (
     text_of,
 )
 from creche._models import Model, ModelPart, TextDelta, ToolCallRequest, ToolSpec, Usage
+from creche._outcome import (
+    AbandonedThread,
+    CancelReason,
+    Receipt,
+    RunOutcome,
+    StopMeans,
+    StoppedTool,
+)
 from creche._quotas import ToolQuotas
 from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
-from creche._run import CancelReason, Receipt, Run, RunContext, RunOutcome
+from creche._run import Run
+from creche._run_context import RunContext
 from creche._statistics import RunStatistics
 from creche._steps import Step, SubagentResult
 from creche._store import (
@@ -101,6 +110,7 @@ from creche._tool_calls import ToolPolicy
 from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
 
 __all__ = [
+    "AbandonedThread",
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
@@ -166,6 +176,8 @@ __all__ = [
     "SecurityAudit",
     "Step",
     "StopFlag",
+    "StopMeans",
+    "StoppedTool",
     "Store",
     "StoreUnavailableError",
     "StoredMessage",

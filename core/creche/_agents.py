@@ -23,7 +23,7 @@ from creche._messages import (
     ToolMessage,
 )
 from creche._models import TextDelta, ToolCallRequest
-from creche._run import RunContext
+from creche._run_context import RunContext
 from creche._tools import Tool, ToolResult
 
 # Class attributes that Python, and those who make classes for us, keep their notes in.

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from creche import _events as events
+from creche._activities import Activities
 from creche._ambient import look_around, surroundings
 from creche._approval import Approver
 from creche._context import MessageId, ToolCallId, UserExecutionContext, logged_as, new_id
@@ -19,9 +20,11 @@ from creche._errors import CrecheError, EmitterClosedError
 from creche._journal import Journal
 from creche._limits import Limits
 from creche._models import ToolSpec
+from creche._outcome import AbandonedThread, tools_to_dict
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
+from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tools import Tool, ToolResult, failure
 
@@ -55,8 +58,10 @@ class ToolDispatcher:
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
         tally: ToolTally | None = None,
+        activities: Activities | None = None,
     ) -> None:
         self._tally = tally or ToolTally()
+        self._activities = activities or Activities()
         self._calls = ToolCalls(
             context,
             tools,
@@ -145,6 +150,7 @@ class ToolDispatcher:
             policy=self._policy,
             approver=self._approver,
             tally=self._tally,
+            activities=self._activities,
         )
 
     @property
@@ -163,12 +169,12 @@ class ToolDispatcher:
     @property
     def stopped(self) -> list[str]:
         """Names of tools that the run's end interrupted."""
-        return [*self._tally.stopped]
+        return [tool.name for tool in self._tally.stopped]
 
     @property
     def abandoned(self) -> list[str]:
         """Names of tools that would not stop."""
-        return [*self._tally.abandoned]
+        return [thread.name for thread in self._tally.abandoned]
 
     @property
     def killed(self) -> list[str]:
@@ -176,13 +182,9 @@ class ToolDispatcher:
         return [*self._tally.killed]
 
     @property
-    def receipt(self) -> dict[str, tuple[str, ...]]:
-        """What became of tools that did not end by themselves, by name."""
-        return {
-            "tools_stopped": tuple(self._tally.stopped),
-            "threads_abandoned": tuple(self._tally.abandoned),
-            "processes_killed": tuple(self._tally.killed),
-        }
+    def receipt(self) -> dict[str, Any]:
+        """What became of tools that did not end by themselves, as a receipt tells it."""
+        return tools_to_dict(self._tally.stopped, self._tally.abandoned, self._tally.killed)
 
     async def dispatch(
         self,
@@ -252,7 +254,8 @@ class ToolDispatcher:
         scope = trio.CancelScope()
         self._live[scope] = name
         try:
-            yield scope
+            with self._activities.during("tool", name):
+                yield scope
         finally:
             del self._live[scope]
             self._over.unpark_all()
@@ -265,7 +268,10 @@ class ToolDispatcher:
         with trio.move_on_after(self._limits.cleanup_timeout, shield=True):
             while self._live:
                 await self._over.park()
-        self._tally.abandoned.extend(self._live.values())
+        since = now()
+        self._tally.abandoned.extend(
+            AbandonedThread(name=name, since=since) for name in self._live.values()
+        )
 
 
 def _told_of(result: ToolResult) -> dict[str, Any]:

@@ -5,43 +5,43 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import trio
 
 from creche import _events as events
 from creche._ambient import look_around
 from creche._audit import note_mix_up, record_limit
-from creche._barrier import split
-from creche._class_guard import ClassWatch
 from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
+from creche._ending import Ending
 from creche._errors import (
     CrecheError,
     IsolationError,
     LimitExceededError,
     StoreUnavailableError,
 )
-from creche._failures import identity, log_failure, public
+from creche._failures import identity, log_failure
 from creche._infrastructure import Infrastructure
 from creche._journal import Journal
 from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
-from creche._models import Usage
+from creche._outcome import RunOutcome
 from creche._quotas import ToolQuotas
-from creche._run import Receipt, Run, RunContext, RunOutcome
+from creche._run_context import RunContext
+from creche._run_life import RunLife
 from creche._run_rows import propose_run, run_record, why_refused
-from creche._statistics import RunStatistics, Tally
 from creche._store import now
 from creche._subagents import Subagents
 from creche._terminal import costs_of, terminal_event
-from creche._tool_calls import ToolTally
 
 _log: Final = logging.getLogger("creche.engine")
 
 # Seconds that a run whose process gives up on it waits for its terminal event's commit.
 _LAST_COMMIT_TIMEOUT: Final = 2.0
+# Seconds in which tasks whose allowance to clean up is over unwind.
+_UNWINDING: Final = 0.1
 _RETRY_AFTER: Final = 1.0  # seconds, told to who meets a thread's limit of runs
 _WORTH_TELLING: Final = 1.0  # seconds of waiting for its turn, above which a run says so
 
@@ -62,17 +62,17 @@ class ExecutionEngine:
 
     def __init__(
         self,
-        run: Run,
+        life: RunLife,
         infrastructure: Infrastructure,
         journal: Journal,
         quotas: ToolQuotas | None = None,
     ) -> None:
-        self._run = run
+        self._life = life
         self._infrastructure = infrastructure
         self._journal = journal
         self._limits = infrastructure.limits
         self._quotas = quotas or ToolQuotas(infrastructure.limits)
-        self._emitter = EventEmitter(run.context, journal, infrastructure.limits)
+        self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
         self._spent = False
 
@@ -110,7 +110,7 @@ class ExecutionEngine:
             attached = journals.attached(context.user_id, context.thread_id)
             journal = await stack.enter_async_context(attached)
             try:
-                engine = cls(Run(context, agent or ""), infrastructure, journal, quotas)
+                engine = cls(RunLife(context, agent or ""), infrastructure, journal, quotas)
             except IsolationError as error:
                 note_mix_up(infrastructure.audit, error, "open an engine")
                 raise
@@ -131,12 +131,12 @@ class ExecutionEngine:
         self._infrastructure.registry.describe(name)
         asked = as_messages(state)
         self._check_unspent()
-        self._run.agent = name
+        self._life.agent = name
         async with self._turn():
             try:
-                await propose_run(self._journal, self._run, asked)
+                await propose_run(self._journal, self._life, asked)
             except StoreUnavailableError as error:
-                raise await why_refused(self._infrastructure.store, self._run, error) from None
+                raise await why_refused(self._infrastructure.store, self._life, error) from None
 
             async def history() -> Sequence[Message]:
                 stored = await self._journal.history(self._limits.history_runs)
@@ -150,16 +150,18 @@ class ExecutionEngine:
 
         Nothing of the run is stored before, so that nothing is left if it never comes to it.
         """
-        turn, run, most = self._journal.turn, self._run, self._limits.runs_per_thread
+        turn, life, most = self._journal.turn, self._life, self._limits.runs_per_thread
         if turn.wanted_by >= most:
             msg = f"this thread already has {turn.wanted_by} runs, of {most} that it may have"
             refusal = LimitExceededError(msg, retry_after=_RETRY_AFTER)
-            await record_limit(self._infrastructure.audit, run.context, refusal, "execute an agent")
+            await record_limit(
+                self._infrastructure.audit, life.context, refusal, "execute an agent"
+            )
             raise refusal
-        run._listed_at = trio.current_time()  # noqa: SLF001  one idea, two modules
+        life.listed_at = trio.current_time()
         async with turn.taken():
             self._journal.check_there()
-            run._take_turn()  # noqa: SLF001
+            life.take_turn()
             yield
 
     async def execute(self, asked: tuple[Message, ...], history: History) -> RunOutcome:
@@ -169,45 +171,44 @@ class ExecutionEngine:
         run: the thread's messages, what this run was asked included. Cancelled from outside, it
         still says and commits the terminal event, in a bounded shield, before it passes the
         cancellation on.
+
+        A run whose cleanup overruns its allowance gets its terminal event then, but this returns
+        no sooner than its nursery has closed.
         """
         self._check_unspent()
         self._spent = True
-        run = self._run
-        if run.outcome is not None:  # it was called off
-            return await self._replay_the_end(asked, run.outcome)
-        run._cleanup_timeout = self._limits.cleanup_timeout  # noqa: SLF001  one idea, two modules
-        started = trio.current_time()
-        run.first_seq = self._journal.last_seq + 1
-        run.started_at = now()
-        self._voice.begin(asked, run_record(run, "running"))
-        if run.queued_for > _WORTH_TELLING:
-            self._voice.queued(round(run.queued_for * 1000))
-        with self._quotas.share(run.user_id) as share:
-            finish = _Finish(started=started)
+        life = self._life
+        if life.outcome is not None:  # it was called off
+            return await self._replay_the_end(asked, life.outcome)
+        life.cleanup_timeout = self._limits.cleanup_timeout
+        ending = Ending(life)
+        life.first_seq = self._journal.last_seq + 1
+        life.started_at = now()
+        self._voice.begin(asked, run_record(life, "running"))
+        if life.queued_for > _WORTH_TELLING:
+            self._voice.queued(round(life.queued_for * 1000))
+        with self._quotas.share(life.context.user_id) as share:
             dispatcher = ToolDispatcher(
-                run.context,
-                self._infrastructure.tools_of(run.agent),
+                life.context,
+                self._infrastructure.tools_of(life.agent),
                 self._emitter,
                 self._limits,
                 share=share,
                 policy=self._infrastructure.tool_policy,
                 approver=self._infrastructure.approver,
-                tally=finish.tools,
+                tally=ending.tools,
+                activities=life.activities,
             )
             try:
-                with logged_as(run.context):
-                    await self._barrier(finish, dispatcher, history)
+                with logged_as(life.context):
+                    await self._watched(ending, dispatcher, history)
             finally:
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
-                usage = costs_of(finish.usage, run.context)
-                outcome = self._decide(finish, self._statistics(finish, usage))
-                finish.failure = None  # it holds the frames of the run, which hold it
-                self._voice.close_open()
-                seq = self._say_the_end(outcome, usage)
-                await self._commit_the_end(seq)
-                run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
-                self._log_end(outcome)
+                outcome = self._end(ending)
+                await self._conclude(ending, outcome)
+            if ending.passing is not None:
+                raise ending.passing
         return outcome
 
     async def _replay_the_end(
@@ -216,9 +217,9 @@ class ExecutionEngine:
         outcome: RunOutcome,
     ) -> RunOutcome:
         """Say of a run that was cancelled in the queue that it was."""
-        run = self._run
-        run.first_seq = self._journal.last_seq + 1
-        self._voice.begin(asked, run_record(run, outcome.status, outcome=outcome))
+        life = self._life
+        life.first_seq = self._journal.last_seq + 1
+        self._voice.begin(asked, run_record(life, outcome.status, outcome=outcome))
         await self._commit_the_end(self._say_the_end(outcome))
         self._log_end(outcome)
         return outcome
@@ -228,100 +229,123 @@ class ExecutionEngine:
             msg = "an engine executes one run, once; open another for the next"
             raise CrecheError(msg)
 
-    async def _barrier(self, finish: _Finish, dispatcher: ToolDispatcher, history: History) -> None:
-        """Run the agent; all that it can raise, but Trio's Cancelled and ^C, is a failure of it."""
-        run = self._run
+    async def _watched(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
+        """Run the agent, with somebody beside it who sees to it that its end is told in time."""
+        self._life.scope.deadline = ending.started + self._limits.run_timeout
+        # Who cancels us from outside must not stop the watching: cleanup is what it is for.
+        watching = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, watching, ending)
+            await self._barrier(ending, dispatcher, history)
+            watching.cancel()
+
+    async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
+        """Tell the end of a run whose cleanup takes longer than it may."""
+        life = self._life
         try:
-            run._scope.deadline = trio.current_time() + self._limits.run_timeout  # noqa: SLF001
-            with run._scope:  # noqa: SLF001
-                await self._within_nursery(finish, dispatcher, history)
+            with trio.move_on_at(life.scope.deadline):
+                await life.ending.wait()
+            life.note_ending(life.scope.deadline)
+        except trio.Cancelled:  # from outside, without a word
+            life.reason = life.reason or "shutdown"
+            life.note_ending(trio.current_time())
+            raise
+        finally:
+            with watching:
+                await trio.sleep_until(life.ends_by + _UNWINDING)
+                outcome = self._end(ending)
+                _log.warning(
+                    "a run's cleanup takes longer than %g s; still alive: %s",
+                    life.cleanup_timeout,
+                    ", ".join(outcome.receipt.alive),
+                    extra=dict(identity(life.context)),
+                )
+                await self._conclude(ending, outcome)
+
+    async def _barrier(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
+        """Run the agent; all that it can raise, but Trio's Cancelled and ^C, is a failure of it."""
+        life = self._life
+        try:
+            with life.scope:
+                await self._within_nursery(ending, dispatcher, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
-            passing, finish.failure = split(error)
-            if passing is not None:
-                run.reason = run.reason or "shutdown"
-                raise passing from None
+            ending.raised(error)
+            if ending.passing is not None:
+                life.reason = life.reason or "shutdown"
         finally:
-            run._nursery = None  # noqa: SLF001
-            finish.nursery_closed = trio.current_time()
-            # Nobody else cancels that scope without giving a reason. An agent that swallowed the
-            # cancel and returned after all did so too late: that is no success.
-            deadline = run._scope.deadline  # noqa: SLF001
-            in_time = finish.agent_returned is not None and finish.agent_returned < deadline
-            finish.deadline_passed = (
-                run._scope.cancel_called  # noqa: SLF001
-                and run.reason is None
-                and not in_time
-            )
-            unexplained = run.reason is None and not finish.deadline_passed
-            if unexplained and finish.agent_returned is None and finish.failure is None:
-                # A nursery takes any Cancelled for its own; success it was not.
-                finish.failure = CrecheError("the agent raised a Cancelled that nobody sent")
+            life.nursery = None
+            ending.nursery_closed = trio.current_time()
+            life.note_ending(ending.nursery_closed)
 
     async def _within_nursery(
-        self, finish: _Finish, dispatcher: ToolDispatcher, history: History
+        self, ending: Ending, dispatcher: ToolDispatcher, history: History
     ) -> None:
-        run = self._run
+        life = self._life
         async with trio.open_nursery() as nursery:
-            run._nursery = nursery  # noqa: SLF001  # creche: shared with its own run; None again after
+            life.nursery = nursery  # creche: shared with its own run; None again after it
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
             context = RunContext(
-                run,
-                context=run.context,
+                life,
+                context=life.context,
                 messages=tuple(await history()),
                 emitter=self._emitter,
                 dispatcher=dispatcher,
                 models=self._infrastructure.models,
                 limits=self._limits,
-                spawner=Subagents(self._infrastructure, finish.watch),
-                tally=finish.tally,
-                usage=finish.usage,
+                spawner=Subagents(self._infrastructure, life, ending.tally, ending.watch),
+                tally=ending.tally,
+                usage=ending.usage,
             )
             # In a task of its own: code that leaves a nursery open corrupts the task that it runs
             # in, and Trio tells that to the nursery of that task, which must be this one.
-            nursery.start_soon(self._answer, context, finish, nursery)
+            nursery.start_soon(self._answer, context, ending, nursery)
 
-    async def _answer(self, context: RunContext, finish: _Finish, nursery: trio.Nursery) -> None:
+    async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
         registry = self._infrastructure.registry
-        finish.watch.begin(registry.guards_of(self._run.agent))
-        agent = registry.describe(self._run.agent).agent_class()
-        finish.result = await agent.run(context)
-        finish.agent_returned = trio.current_time()
+        ending.watch.begin(registry.guards_of(self._life.agent))
+        agent = registry.describe(self._life.agent).agent_class()
+        try:
+            ending.result = await agent.run(context)
+            ending.agent_returned = trio.current_time()
+        except BaseException as error:
+            ending.agent_raised(error)  # told, even if what it leaves behind takes too long
+            raise
+        finally:
+            # Whatever is left in the nursery now has its allowance to clean up, and no more.
+            self._life.note_ending(trio.current_time(), tasks=-1)
         nursery.cancel_scope.cancel()
 
-    def _decide(self, finish: _Finish, statistics: RunStatistics) -> RunOutcome:
-        """How the run ended. Synchronous, as all is up to the last event: nothing interrupts."""
-        run = self._run
-        if finish.deadline_passed:
-            run.reason = "deadline"
+    def _end(self, ending: Ending) -> RunOutcome:
+        """Say how the run ended, once. Synchronous, so that nothing comes in between."""
+        life = self._life
+        if ending.told is not None:
+            if ending.failure is not None:
+                log_failure(_log, "what was left of a run", ending.failure, life.context)
+                ending.failure = None
+            return ending.told
+        ending.explain()
+        if life.reason == "deadline":
             timeout = self._limits.run_timeout
-            _log.warning("a run took longer than %g s", timeout, extra=dict(identity(run.context)))
-            run._note_cancel(run._scope.deadline)  # noqa: SLF001
-        if finish.failure is not None:
-            log_failure(_log, "a run", finish.failure, run.context)
-            note_mix_up(self._infrastructure.audit, finish.failure, "run")
-        violation = finish.watch.end()
-        if violation is None and run.reason is not None:
-            return RunOutcome(
-                status="cancelled",
-                receipt=self._receipt(finish, run.reason),
-                statistics=statistics,
-            )
-        failure = violation or finish.failure  # whatever else: what was shared must be told
-        if failure is not None:
-            code, message = public(failure, run.context)
-            return RunOutcome(
-                status="failed",
-                receipt=self._receipt(finish, code),
-                message=message,
-                statistics=statistics,
-            )
-        return RunOutcome(
-            status="success",
-            receipt=self._receipt(finish, "success"),
-            result=finish.result,
-            statistics=statistics,
-        )
+            _log.warning("a run took longer than %g s", timeout, extra=dict(identity(life.context)))
+        if ending.failure is not None:
+            log_failure(_log, "a run", ending.failure, life.context)
+            note_mix_up(self._infrastructure.audit, ending.failure, "run")
+        usage = costs_of(ending.usage, life.context)
+        outcome = ending.outcome(usage)
+        ending.failure = None  # it holds the frames of the run, which hold it
+        self._voice.close_open()
+        ending.seq = self._say_the_end(outcome, usage)
+        ending.told = outcome
+        return outcome
+
+    async def _conclude(self, ending: Ending, outcome: RunOutcome) -> None:
+        """Once the end that was said is durable, tell it. What is shown must not be lost."""
+        if self._life.outcome is None:
+            assert ending.seq is not None
+            await self._commit_the_end(ending.seq)
+            self._life.conclude(outcome)
+            self._log_end(outcome)
 
     def _say_the_end(
         self,
@@ -329,10 +353,10 @@ class ExecutionEngine:
         usage: tuple[events.TokenUsage, ...] | None = None,
     ) -> int:
         """Append the terminal event; returns its `seq`."""
-        run = self._run
+        life = self._life
         last_seq = self._journal.last_seq + 1
-        record = run_record(run, outcome.status, outcome=outcome, last_seq=last_seq)
-        self._voice.end(terminal_event(run.context, outcome, usage), record)
+        record = run_record(life, outcome.status, outcome=outcome, last_seq=last_seq)
+        self._voice.end(terminal_event(life.context, outcome, usage), record)
         return last_seq
 
     async def _commit_the_end(self, seq: int) -> None:
@@ -343,38 +367,6 @@ class ExecutionEngine:
                 await self._journal.committed(seq)
             raise
 
-    def _receipt(self, finish: _Finish, reason: str) -> Receipt:
-        run = self._run
-        closed = finish.nursery_closed
-        asked = run._cancelled_at  # noqa: SLF001
-        if asked is None:
-            asked = finish.agent_returned or closed
-        return Receipt(
-            reason=reason,
-            elapsed_ms=round(max(0.0, closed - asked) * 1000),
-            run_ms=round((closed - finish.started) * 1000),
-            tasks_ended=run._tasks_at_cancel,  # noqa: SLF001
-            tools_stopped=tuple(finish.tools.stopped),
-            threads_abandoned=tuple(finish.tools.abandoned),
-            processes_killed=tuple(finish.tools.killed),
-        )
-
-    def _statistics(
-        self,
-        finish: _Finish,
-        usage: tuple[events.TokenUsage, ...] | None,
-    ) -> RunStatistics:
-        return RunStatistics(
-            queue_ms=round(self._run.queued_for * 1000),
-            run_ms=round((finish.nursery_closed - finish.started) * 1000),
-            model_calls=finish.tally.model_calls,
-            input_tokens=sum(each.input_tokens or 0 for each in usage or ()),
-            output_tokens=sum(each.output_tokens or 0 for each in usage or ()),
-            tool_calls=finish.tools.calls,
-            tool_failures=finish.tools.failures,
-            subagents=finish.tally.subagents,
-        )
-
     def _log_end(self, outcome: RunOutcome) -> None:
         """One line for each run, so that who watches the log sees the work."""
         status, reason = outcome.status, outcome.receipt.reason
@@ -382,27 +374,11 @@ class ExecutionEngine:
         _log.info(
             "a run ended",
             extra={
-                "agent": self._run.agent,
+                "agent": self._life.agent,
                 "status": status if reason in {status, "user"} else f"{status} ({reason})",
                 "ms": outcome.receipt.run_ms,
                 "tokens": spent.output_tokens,
                 "tools": spent.tool_calls,
-                **identity(self._run.context),
+                **identity(self._life.context),
             },
         )
-
-
-class _Finish:
-    """What becomes known on the way to a run's end."""
-
-    def __init__(self, *, started: float) -> None:
-        self.started = started  # trio time
-        self.tools = ToolTally()
-        self.result: Any = None
-        self.failure: BaseException | None = None
-        self.deadline_passed = False
-        self.agent_returned: float | None = None
-        self.nursery_closed = started
-        self.usage: list[tuple[str, Usage]] = []
-        self.tally = Tally()
-        self.watch = ClassWatch()

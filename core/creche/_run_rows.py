@@ -8,27 +8,28 @@ from typing import Final
 from creche._errors import CrecheError, StoreUnavailableError
 from creche._journal import Journal
 from creche._messages import Message, text_of
-from creche._run import Receipt, Run, RunOutcome
+from creche._outcome import Receipt, RunOutcome
+from creche._run_life import RunLife
 from creche._statistics import RunStatistics
 from creche._store import NewThread, RunRecord, RunStatus, Store, StoredMessage
 
 _TITLE_LENGTH: Final = 80  # characters
 
 
-async def call_off(journal: Journal, run: Run) -> None:
+async def call_off(journal: Journal, life: RunLife) -> None:
     """Store that a run was cancelled before its turn came; its events follow in its turn.
 
     If the store does not take that, its turn will tell.
     """
-    receipt = Receipt(reason=run.reason or "user", elapsed_ms=0, run_ms=0, tasks_ended=0)
-    statistics = RunStatistics(queue_ms=round(run.queued_for * 1000))
+    receipt = Receipt(reason=life.reason or "user", elapsed_ms=0, run_ms=0, tasks_ended=0)
+    statistics = RunStatistics(queue_ms=round(life.queued_for * 1000))
     outcome = RunOutcome(status="cancelled", receipt=receipt, statistics=statistics)
     with contextlib.suppress(StoreUnavailableError):
-        await journal.propose(runs=(run_record(run, "cancelled", outcome=outcome),))
-        run._conclude(outcome)  # noqa: SLF001
+        await journal.propose(runs=(run_record(life, "cancelled", outcome=outcome),))
+        life.conclude(outcome)
 
 
-async def propose_run(journal: Journal, run: Run, asked: tuple[Message, ...]) -> None:
+async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...]) -> None:
     """Commit a run's rows: its thread if that is new, the run as queued, what it was asked.
 
     Raises StoreUnavailableError; then nothing was written.
@@ -36,16 +37,16 @@ async def propose_run(journal: Journal, run: Run, asked: tuple[Message, ...]) ->
     title = next((text_of(message) for message in asked if text_of(message)), "")
     await journal.propose(
         NewThread(title=title.strip()[:_TITLE_LENGTH], epoch=journal.epoch),
-        new_runs=(run_record(run, "queued"),),
+        new_runs=(run_record(life, "queued"),),
         messages=tuple(
-            StoredMessage(run_id=run.run_id, message=message, created_at=run.created_at)
+            StoredMessage(run_id=life.context.run_id, message=message, created_at=life.created_at)
             for message in asked
         ),
     )
 
 
 def run_record(
-    run: Run,
+    life: RunLife,
     status: RunStatus,
     *,
     outcome: RunOutcome | None = None,
@@ -53,24 +54,24 @@ def run_record(
 ) -> RunRecord:
     """The row of a run as it stands."""
     return RunRecord(
-        user_id=run.user_id,
-        thread_id=run.thread_id,
-        run_id=run.run_id,
-        agent=run.agent,
+        user_id=life.context.user_id,
+        thread_id=life.context.thread_id,
+        run_id=life.context.run_id,
+        agent=life.agent,
         status=status,
-        created_at=run.created_at,
-        started_at=run.started_at,
+        created_at=life.created_at,
+        started_at=life.started_at,
         ended_at=outcome.ended_at if outcome is not None else None,
-        first_seq=run.first_seq,
+        first_seq=life.first_seq,
         last_seq=last_seq,
         reason=outcome.receipt.reason if outcome is not None else None,
         receipt=outcome.receipt.to_dict() if outcome is not None else None,
     )
 
 
-async def why_refused(store: Store, run: Run, error: StoreUnavailableError) -> CrecheError:
+async def why_refused(store: Store, life: RunLife, error: StoreUnavailableError) -> CrecheError:
     """What to say of rows that the store did not take: it may be no fault of the store's."""
     with contextlib.suppress(Exception):  # a store that is away does not know, either
-        if await store.run(run.user_id, run.run_id) is not None:
-            return CrecheError(f"run {run.run_id!r} has been: a run id is for one run")
+        if await store.run(life.context.user_id, life.context.run_id) is not None:
+            return CrecheError(f"run {life.context.run_id!r} has been: a run id is for one run")
     return error

@@ -20,7 +20,9 @@ from creche._errors import LimitExceededError
 from creche._failures import json_or_none, log_failure, public
 from creche._infrastructure import Infrastructure
 from creche._messages import AgentInput, Message, as_messages
-from creche._run import RunContext
+from creche._run_context import RunContext
+from creche._run_life import RunLife
+from creche._statistics import Tally
 from creche._steps import SubagentResult
 
 _log: Final = logging.getLogger("creche.subagents")
@@ -29,9 +31,17 @@ _log: Final = logging.getLogger("creche.subagents")
 class Subagents:
     """Runs the sub-agents of one run. See `RunContext.spawn`."""
 
-    def __init__(self, infrastructure: Infrastructure, watch: ClassWatch) -> None:
+    def __init__(
+        self,
+        infrastructure: Infrastructure,
+        life: RunLife,
+        tally: Tally,
+        watch: ClassWatch,
+    ) -> None:
         self._infrastructure = infrastructure
         self._limits = infrastructure.limits
+        self._life = life
+        self._tally = tally
         self._watch = watch
         self._alive = 0
 
@@ -40,7 +50,7 @@ class Subagents:
         registry = self._infrastructure.registry
         described = registry.describe(agent)
         asked = as_messages(state)
-        with self._counted(parent):
+        with self._counted(parent), self._life.activities.during("subagent", agent):
             context = parent.context.child(f"agent {agent}")
             voice = parent.emit.subagent(context, agent, described.description)
             tools = self._infrastructure.tools_of(agent)
@@ -75,10 +85,9 @@ class Subagents:
         dispatcher: ToolDispatcher,
     ) -> RunContext:
         """What the sub-agent is handed: its own, but for what it spends."""
-        tally = parent._tally  # noqa: SLF001  one idea, two modules
-        tally.subagents += 1
+        self._tally.subagents += 1
         return RunContext(
-            parent._run,  # noqa: SLF001
+            self._life,
             context=context,
             messages=asked,
             emitter=voice,
@@ -86,7 +95,7 @@ class Subagents:
             models=self._infrastructure.models,
             limits=self._limits,
             spawner=self,
-            tally=tally,
+            tally=self._tally,
             usage=parent.usage,
         )
 

@@ -23,8 +23,10 @@ from creche._infrastructure import Infrastructure
 from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
+from creche._outcome import CancelReason
 from creche._quotas import ToolQuotas
-from creche._run import CancelReason, Run
+from creche._run import Run
+from creche._run_life import RunLife
 from creche._run_rows import call_off, propose_run, why_refused
 
 _log: Final = logging.getLogger("creche.supervisor")
@@ -47,7 +49,7 @@ class Supervisor:
         self.quotas = ToolQuotas(infrastructure.limits)
         self._nursery = nursery  # creche: shared it is the runs' own; open_supervisor opens it
         # {user: {run id: run}}, each in the order of asking; an entry *is* `_listed`.
-        self._runs: dict[UserId, dict[RunId, Run]] = {}
+        self._runs: dict[UserId, dict[RunId, RunLife]] = {}
         # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.
         self._deletions: dict[tuple[UserId, ThreadId], int] = {}
         self._draining = False
@@ -76,22 +78,26 @@ class Supervisor:
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
         try:
-            run: Run = await self._nursery.start(self._serve, Run(context, agent), asked)
+            life: RunLife = await self._nursery.start(self._serve, RunLife(context, agent), asked)
         except LimitExceededError as error:
             await record_limit(self.infrastructure.audit, context, error, "start a run")
             raise
-        return run
+        return Run(life)
 
     def find(self, user_id: UserId, run_id: RunId) -> Run | None:
         """That user's live run, or None; another user's is None, too."""
-        return self._runs.get(user_id, {}).get(run_id)
+        life = self._runs.get(user_id, {}).get(run_id)
+        return None if life is None else Run(life)
 
     def runs(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[Run, ...]:
         """That user's live runs, oldest first; the first of a thread is its active one."""
+        return tuple(Run(life) for life in self._lives(user_id, thread_id))
+
+    def _lives(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[RunLife, ...]:
         return tuple(
-            run
-            for run in self._runs.get(user_id, {}).values()
-            if thread_id is None or run.thread_id == thread_id
+            life
+            for life in self._runs.get(user_id, {}).values()
+            if thread_id is None or life.context.thread_id == thread_id
         )
 
     @property
@@ -118,9 +124,9 @@ class Supervisor:
 
     def cancel_all(self, reason: CancelReason) -> None:
         """Ask every run to end."""
-        for runs in self._runs.values():
-            for run in runs.values():
-                run.cancel(reason)
+        for lives in self._runs.values():
+            for life in lives.values():
+                life.cancel(reason)
 
     async def cancel_thread(
         self,
@@ -129,16 +135,16 @@ class Supervisor:
         reason: CancelReason = "user",
     ) -> None:
         """Cancel whatever runs or waits on that thread, and wait until it has ended."""
-        runs = self.runs(user_id, thread_id)
-        for run in runs:
-            run.cancel(reason)
-        for run in runs:
-            await run._ended.wait()  # noqa: SLF001  also of one that the store refused
+        lives = self._lives(user_id, thread_id)
+        for life in lives:
+            life.cancel(reason)
+        for life in lives:
+            await life.ended.wait()  # also of one that the store refused
 
     async def delete_thread(self, user_id: UserId, thread_id: ThreadId) -> bool:
         """Cancel a thread's runs, then remove it with all it owns. False if there is none."""
         with self._deletion(user_id, thread_id):
-            while self.runs(user_id, thread_id):
+            while self._lives(user_id, thread_id):
                 await self.cancel_thread(user_id, thread_id, "superseded")
             return await self.journals.delete(user_id, thread_id)
 
@@ -171,7 +177,11 @@ class Supervisor:
             msg = f"run {context.run_id!r} is live already; a run id is for one run"
             raise CrecheError(msg)
         for count, limit, what in (
-            (len(self.runs(context.user_id, context.thread_id)), limits.runs_per_thread, "thread"),
+            (
+                len(self._lives(context.user_id, context.thread_id)),
+                limits.runs_per_thread,
+                "thread",
+            ),
             (len(own), limits.runs_per_user, "user"),
             (self.count, limits.runs, "server"),
         ):
@@ -180,97 +190,99 @@ class Supervisor:
                 raise LimitExceededError(msg, retry_after=_RETRY_AFTER)
 
     @contextlib.contextmanager
-    def _listed(self, run: Run) -> Iterator[None]:
+    def _listed(self, life: RunLife) -> Iterator[None]:
         """The run can be found, and has its place in its thread's order, inside this block."""
-        run._listed_at = trio.current_time()  # noqa: SLF001
-        if not self.runs(run.user_id, run.thread_id):
-            run._take_turn()  # noqa: SLF001
-        self._runs.setdefault(run.user_id, {})[run.run_id] = run
+        user_id, thread_id = life.context.user_id, life.context.thread_id
+        life.listed_at = trio.current_time()
+        if not self._lives(user_id, thread_id):
+            life.take_turn()
+        self._runs.setdefault(user_id, {})[life.context.run_id] = life
         try:
             yield
         finally:
-            own = self._runs[run.user_id]
-            del own[run.run_id]
-            for following in self.runs(run.user_id, run.thread_id)[:1]:
-                following._take_turn()  # noqa: SLF001
+            own = self._runs[user_id]
+            del own[life.context.run_id]
+            for following in self._lives(user_id, thread_id)[:1]:
+                following.take_turn()
             if not own:
-                del self._runs[run.user_id]
-            # The last of all, so that who waited finds the thread free.
-            run._ended.set()  # noqa: SLF001
-            run._concluded.set()  # noqa: SLF001
+                del self._runs[user_id]
+            life.end()  # the last of all, so that who waited finds the thread free
             self._changed.unpark_all()
 
     async def _serve(
         self,
-        run: Run,
+        life: RunLife,
         asked: tuple[Message, ...],
         *,
-        task_status: trio.TaskStatus[Run],
+        task_status: trio.TaskStatus[RunLife],
     ) -> None:
         """A run's task, from its rows' commit to its terminal event's."""
-        self._check_limits(run.context)  # here, since between this and the next line nobody acts
-        with self._listed(run):
+        self._check_limits(life.context)  # here, since between this and the next line nobody acts
+        with self._listed(life):
             # Nothing is committed before this, so a caller that is cancelled here leaves nothing.
-            task_status.started(run)
+            task_status.started(life)
             async with contextlib.AsyncExitStack() as stack:
-                journal = await self._accept(run, asked, stack)
+                journal = await self._accept(life, asked, stack)
                 if journal is not None:
                     try:
-                        await self._execute(run, asked, journal)
+                        await self._execute(life, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
                     except Exception as error:  # noqa: BLE001
                         note_mix_up(self.infrastructure.audit, error, "run")
                         _log.exception(
-                            "a run was left without its end", extra={"run_id": run.run_id}
+                            "a run was left without its end", extra={"run_id": life.context.run_id}
                         )
 
     async def _accept(
         self,
-        run: Run,
+        life: RunLife,
         asked: tuple[Message, ...],
         stack: contextlib.AsyncExitStack,
     ) -> Journal | None:
         """Attach the run to its journal and commit its rows; None if the store refused."""
         try:
-            attached = self.journals.attached(run.user_id, run.thread_id)
+            attached = self.journals.attached(life.context.user_id, life.context.thread_id)
             journal = await stack.enter_async_context(attached)
-            await propose_run(journal, run, asked)
+            await propose_run(journal, life, asked)
         except trio.Cancelled:
             # Whether it was committed is not known; if it was, the next start ends it as lost.
-            run._refusal = DrainingError(_DRAINING)  # noqa: SLF001
+            life.refusal = DrainingError(_DRAINING)
             raise
         except StoreUnavailableError as error:
-            run._refusal = await why_refused(self.journals.store, run, error)  # noqa: SLF001
+            life.refusal = await why_refused(self.journals.store, life, error)
             journal = None
         except Exception as error:  # noqa: BLE001  boundary: one run, before it began
             note_mix_up(self.infrastructure.audit, error, "start a run")
-            _log.exception("a run could not be accepted", extra={"run_id": run.run_id})
+            _log.exception("a run could not be accepted", extra={"run_id": life.context.run_id})
             msg = "the store cannot be read; nothing was started, try again"
-            run._refusal = StoreUnavailableError(msg)  # noqa: SLF001
-            run._refusal.__cause__ = error  # noqa: SLF001
+            life.refusal = StoreUnavailableError(msg)
+            life.refusal.__cause__ = error
             journal = None
         finally:
-            run._accepted.set()  # noqa: SLF001
+            life.accepted.set()
         return journal
 
-    async def _execute(self, run: Run, asked: tuple[Message, ...], journal: Journal) -> None:
-        await run._roused.wait()  # noqa: SLF001
-        if not run._turn.is_set():  # noqa: SLF001
-            await call_off(journal, run)
-            await run._turn.wait()  # noqa: SLF001
+    async def _execute(self, life: RunLife, asked: tuple[Message, ...], journal: Journal) -> None:
+        await life.roused.wait()
+        if not life.turn.is_set():
+            await call_off(journal, life)
+            await life.turn.wait()
 
         async def history() -> Sequence[Message]:
             limits = self.infrastructure.limits
             stored = await journal.history(limits.history_runs + limits.runs_per_thread)
             # Those of runs that wait behind this one are committed, too, but not yet said.
-            waiting = {other.run_id for other in self.runs(run.user_id, run.thread_id)}
+            waiting = {
+                other.context.run_id
+                for other in self._lives(life.context.user_id, life.context.thread_id)
+            }
             return [
                 item.message
                 for item in stored
-                if item.run_id == run.run_id or item.run_id not in waiting
+                if item.run_id == life.context.run_id or item.run_id not in waiting
             ]
 
-        engine = ExecutionEngine(run, self.infrastructure, journal, self.quotas)
+        engine = ExecutionEngine(life, self.infrastructure, journal, self.quotas)
         # Nobody else asks for it, unless engines without a supervisor share its journals.
         async with journal.turn.taken():
             await engine.execute(asked, history)

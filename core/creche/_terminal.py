@@ -11,8 +11,8 @@ from creche._context import UserExecutionContext
 from creche._emitter import timestamp
 from creche._failures import identity, json_or_none
 from creche._models import Usage
+from creche._outcome import RunOutcome
 from creche._redaction import printable
-from creche._run import RunOutcome
 
 _log: Final = logging.getLogger("creche.engine")
 

@@ -20,8 +20,10 @@ from creche._emitter import redact_json
 from creche._errors import RunError
 from creche._failures import identity
 from creche._limits import Limits
+from creche._outcome import AbandonedThread, StopMeans, StoppedTool
 from creche._quotas import ToolShare
 from creche._redaction import redact_text
+from creche._store import now
 from creche._tool_processes import Answer, ToolProcessError, call_in_process
 from creche._tool_threads import call_in_thread
 from creche._tools import (
@@ -61,10 +63,18 @@ class ToolTally:
     calls: int = 0
     failures: int = 0
     granted: int = 0  # of the calls, those that counted for the run's budget
-    # names of tools
-    stopped: list[str] = dataclasses.field(default_factory=list[str])  # by the run's end
-    abandoned: list[str] = dataclasses.field(default_factory=list[str])  # they would not stop
-    killed: list[str] = dataclasses.field(default_factory=list[str])  # their processes, at work
+    stopped: list[StoppedTool] = dataclasses.field(default_factory=list[StoppedTool])
+    abandoned: list[AbandonedThread] = dataclasses.field(default_factory=list[AbandonedThread])
+    killed: list[str] = dataclasses.field(default_factory=list[str])  # whose processes, at work
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Call:
+    """One call of a tool, and how it would be stopped."""
+
+    id: ToolCallId
+    tool: Tool
+    how: StopMeans
 
 
 class ToolCalls:
@@ -103,7 +113,7 @@ class ToolCalls:
             return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
         # Boundary: one tool, whose types have code of their own that runs when they are made.
         except BaseException as error:  # noqa: BLE001
-            return self._failed(call_id, name, error)
+            return self._failed(_Call(call_id, called, "cancelled"), error)
         if called.approval:
             request = ApprovalRequest(
                 context=self._context,
@@ -139,25 +149,25 @@ class ToolCalls:
         self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct, arguments: str
     ) -> ToolResult:
         """Run the tool under its deadline; all that it can raise is a failure of it."""
-        name = called.name
+        call = _Call(call_id, called, _means_of(called))
         with trio.move_on_after(self._limits.tool_timeout):
             try:
                 if called.process:
-                    answer = await self._in_process(called, arguments)
+                    answer = await self._in_process(call, arguments)
                     content, value = answer.content, answer.value
                 else:
-                    value = await self._in_this_process(call_id, called, checked)
+                    value = await self._in_this_process(call, checked)
                     content = content_of(value)
                 content = self._told(content)
                 return ToolResult(tool_call_id=call_id, content=content, value=value)
             # Boundary: one tool. SystemExit, GeneratorExit and another library's CancelledError
             # are BaseExceptions, and one tool may end neither its run nor the process.
             except BaseException as error:  # noqa: BLE001
-                return self._failed(call_id, name, error)
-        self.tally.stopped.remove(name)  # by its own deadline, which is no matter of the run's end
+                return self._failed(call, error)
+        del self.tally.stopped[-1]  # by its own deadline, which is no matter of the run's end
         _log.warning(
             "tool %s took longer than %g s and was stopped",
-            name,
+            called.name,
             self._limits.tool_timeout,
             extra={**identity(self._context), "tool_call_id": call_id},
         )
@@ -174,13 +184,17 @@ class ToolCalls:
         short = shortened(content, most)
         return short if short is content else shortened(redact_json(content), most)
 
-    async def _in_this_process(
-        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct
-    ) -> Any:
+    async def _in_this_process(self, call: _Call, checked: msgspec.Struct) -> Any:
+        called = call.tool
         keywords = {field: getattr(checked, field) for field in checked.__struct_fields__}
         stop = StopFlag()
         if called.context_parameter is not None:
-            keywords[called.context_parameter] = ToolContext(self._context, call_id, stop)
+            keywords[called.context_parameter] = ToolContext(self._context, call.id, stop)
+
+        def abandon() -> None:
+            call.how = "abandoned"
+            self.tally.abandoned.append(AbandonedThread(name=called.name, since=now()))
+
         if called.is_async:
             return await called.function(**keywords)
         return await call_in_thread(
@@ -188,10 +202,15 @@ class ToolCalls:
             stop,
             limiter=self._share.workers,
             stop_timeout=self._limits.stop_timeout,
-            abandon=functools.partial(self.tally.abandoned.append, called.name),
+            abandon=abandon,
         )
 
-    async def _in_process(self, called: Tool, arguments: str) -> Answer:
+    async def _in_process(self, call: _Call, arguments: str) -> Answer:
+        def outlived() -> None:
+            call.how = "abandoned"
+            self.tally.abandoned.append(AbandonedThread(name=called.name, since=now()))
+
+        called = call.tool
         async with self._share.workers:
             return await call_in_process(
                 called,
@@ -199,13 +218,14 @@ class ToolCalls:
                 most_bytes=self._limits.run_bytes,
                 kill_timeout=self._limits.stop_timeout,
                 killed=functools.partial(self.tally.killed.append, called.name),
-                outlived=functools.partial(self.tally.abandoned.append, called.name),
+                outlived=outlived,
             )
 
-    def _failed(self, call_id: ToolCallId, name: str, error: BaseException) -> ToolResult:
+    def _failed(self, call: _Call, error: BaseException) -> ToolResult:
+        call_id, name = call.id, call.tool.name
         passing, fault = split(error)
         if passing is not None or fault is None:
-            self.tally.stopped.append(name)
+            self.tally.stopped.append(StoppedTool(name=name, how=call.how))
             if fault is not None:
                 _log.warning("tool %s failed while it was stopped", name, exc_info=fault)
             raise passing or error
@@ -221,6 +241,12 @@ class ToolCalls:
         # One from another process has its words from there.
         words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
         return failure(call_id, redact_text(words))
+
+
+def _means_of(called: Tool) -> StopMeans:
+    if called.process:
+        return "killed"
+    return "cancelled" if called.is_async else "stopped"
 
 
 def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import trio
 
+from creche._activities import Activities
 from creche._errors import ModelError
 from creche._limits import Limits
 from creche._messages import Message
@@ -21,9 +22,10 @@ class TurnModel:
     with the code `turn_timeout`, wherever in the block it is.
     """
 
-    def __init__(self, model: Model, tally: Tally, limits: Limits) -> None:
+    def __init__(self, model: Model, tally: Tally, activities: Activities, limits: Limits) -> None:
         self._model = model
         self._tally = tally
+        self._activities = activities
         self._timeout = limits.turn_timeout
 
     @property
@@ -38,7 +40,7 @@ class TurnModel:
     ) -> AsyncIterator[AsyncIterator[ModelPart]]:
         """See `Model.open_stream`."""
         self._tally.model_calls += 1
-        with trio.move_on_after(self._timeout) as turn:
+        with self._activities.during("model", self.name), trio.move_on_after(self._timeout) as turn:
             async with self._model.open_stream(messages, tools) as stream:
                 yield stream
         if turn.cancelled_caught:

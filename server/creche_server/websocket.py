@@ -208,7 +208,7 @@ class ChatClient:
         await run.accepted()
         ahead = 0
         for other in self._services.supervisor.runs(self._user_id, self._thread_id):
-            if other is run:
+            if other == run:
                 break
             ahead += 1
         return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}

@@ -175,7 +175,9 @@ class TestWithoutAnEngine:
         log = await said_by(dispatcher)
         assert types(log)[-2:] == ["TOOL_CALL_RESULT", "RUN_FINISHED"]
         assert log[-1]["outcome"] == {"type": "cancelled"}
-        assert log[-1]["metadata"]["creche"]["receipt"]["tools_stopped"] == ["slow"]
+        assert log[-1]["metadata"]["creche"]["receipt"]["tools_stopped"] == [
+            {"name": "slow", "how": "cancelled"}
+        ]
         check(log)
 
     async def test_two_users_dispatchers_share_nothing(self, autojump_clock: MockClock) -> None:

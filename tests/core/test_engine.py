@@ -39,10 +39,10 @@ from creche import (
     MessageId,
     ModelError,
     NewThread,
-    Run,
     RunContext,
     RunError,
     RunOutcome,
+    StoppedTool,
     StoreUnavailableError,
     ToolCallId,
     UnknownAgentError,
@@ -54,6 +54,7 @@ from creche import (
     tool,
 )
 from creche._messages import as_messages
+from creche._run_life import RunLife
 from creche._run_rows import propose_run
 
 
@@ -599,15 +600,15 @@ class TestWithoutASupervisor:
         made = infrastructure(store=slow)
         async with open_journals(slow) as journals:
             async with journals.attached(ADA, THREAD) as journal:
-                run = Run(context(), "hang")
+                life = RunLife(context(), "hang")
                 asked = as_messages("hi")
-                await propose_run(journal, run, asked)
+                await propose_run(journal, life, asked)
 
                 async def history() -> Sequence[Message]:
                     return asked
 
                 with trio.move_on_after(5) as scope:
-                    await ExecutionEngine(run, made, journal).execute(asked, history)
+                    await ExecutionEngine(life, made, journal).execute(asked, history)
                 assert scope.cancelled_caught
                 await check_the_log(slow)
 
@@ -736,17 +737,19 @@ class TestReceipt:
                 nursery.start_soon(trio.sleep_forever)
                 nursery.start_soon(run.call_tool, "dawdle", {})
                 await trio.sleep(1)
-                run._run.cancel("user")
+                run._life.cancel("user")
 
         outcome = await executed(store, body, tools=[dawdle])
         receipt = outcome.receipt
         assert (outcome.status, receipt.reason) == ("cancelled", "user")
-        assert receipt.tools_stopped == ("dawdle",)
+        assert receipt.tools_stopped == (StoppedTool(name="dawdle", how="cancelled"),)
         assert receipt.threads_abandoned == ()
         assert receipt.tasks_ended == 3, "the agent's and two of its own"
         assert (receipt.elapsed_ms, receipt.run_ms) == (2000, 3000)
         terminal = await check_the_log(store)
-        assert terminal["metadata"]["creche"]["receipt"]["tools_stopped"] == ["dawdle"]
+        assert terminal["metadata"]["creche"]["receipt"]["tools_stopped"] == [
+            {"name": "dawdle", "how": "cancelled"}
+        ]
 
     async def test_an_error_during_a_cancellation_is_logged_and_does_not_rename_the_end(
         self,
@@ -765,7 +768,7 @@ class TestReceipt:
                 nursery.start_soon(trio.sleep_forever)
                 nursery.start_soon(fails_on_cancel)
                 await trio.sleep(1)
-                run._run.cancel("superseded")
+                run._life.cancel("superseded")
 
         outcome = await executed(store, body)
         assert (outcome.status, outcome.receipt.reason) == ("cancelled", "superseded")
@@ -778,8 +781,8 @@ class TestReceipt:
         store: TroubledStore,
     ) -> None:
         async def body(run: RunContext) -> None:
-            run._run.cancel("user")
-            run._run.cancel("shutdown")
+            run._life.cancel("user")
+            run._life.cancel("shutdown")
             await trio.sleep_forever()
 
         assert (await executed(store, body)).receipt.reason == "user"
@@ -794,7 +797,7 @@ class TestReceipt:
 
                 async def cancels() -> None:
                     await trio.sleep(10)
-                    run._run.cancel("user")
+                    run._life.cancel("user")
 
                 nursery.start_soon(cancels)
                 async with run.cleanup() as scope:

@@ -190,7 +190,7 @@ async def test_two_ends_cannot_be_told_of_one_run(
         run = await supervisor.start(context(), "dies", "hi")
         while run.status == "queued":
             await trio.lowlevel.checkpoint()
-        await trio.sleep_until(run._scope.deadline)
+        await trio.sleep_until(run._life.scope.deadline)
         run.cancel()
         outcome = await run.ended()
         assert outcome is await run.concluded()

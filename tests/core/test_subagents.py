@@ -34,6 +34,7 @@ from creche import (
     RunOutcome,
     Step,
     StopFlag,
+    StoppedTool,
     SubagentFailedError,
     SubagentResult,
     ToolCallId,
@@ -494,7 +495,10 @@ class TestCancel:
         outcome = await executed(store, cancel_after=3, made=made, busy=agent_of(busy, (dawdle,)))
         assert (outcome.status, outcome.receipt.reason) == ("cancelled", "user")
         assert sorted(ended) == ["a", "b"]
-        assert outcome.receipt.tools_stopped == ("dawdle", "dawdle")
+        assert outcome.receipt.tools_stopped == (
+            StoppedTool(name="dawdle", how="cancelled"),
+            StoppedTool(name="dawdle", how="cancelled"),
+        )
         assert outcome.receipt.tasks_ended == 3
         errors = [e for e in await log_of(store) if e["type"] == "SUBAGENT_ERROR"]
         assert [error["code"] for error in errors] == ["cancelled", "cancelled"]
@@ -555,12 +559,12 @@ class TestCancel:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(run.spawn, "busy", "x")
                 await begun.wait()
-                run._run.cancel()
+                run._life.cancel("user")
 
         outcome = await executed(store, made=made, busy=agent_of(busy, (stubborn,)))
         assert outcome.status == "cancelled"
         assert bool(flags[0])
-        assert outcome.receipt.tools_stopped == ("stubborn",)
+        assert outcome.receipt.tools_stopped == (StoppedTool(name="stubborn", how="stopped"),)
 
 
 class TestLimits:

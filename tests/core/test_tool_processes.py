@@ -25,6 +25,7 @@ from creche import (
     Limits,
     MemoryStore,
     RunContext,
+    StoppedTool,
     ToolContext,
     ToolDefinitionError,
     ToolDispatcher,
@@ -156,7 +157,7 @@ async def test_a_cancelled_run_kills_it_with_all_that_it_started(pids: Path) -> 
             receipt = (await run.ended()).receipt
         assert await all_gone(started)
     assert receipt.processes_killed == ("hang",)
-    assert receipt.tools_stopped == ("hang",)
+    assert receipt.tools_stopped == (StoppedTool(name="hang", how="killed"),)
     assert receipt.threads_abandoned == ()
     (terminal,) = terminals_of(await log_of(store))
     assert terminal["metadata"]["creche"]["receipt"]["processes_killed"] == ["hang"]

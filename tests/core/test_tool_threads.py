@@ -57,7 +57,8 @@ async def test_forty_stuck_threads_of_one_user_do_not_delay_anothers_calls() -> 
                 # While they still run, and again when no run of hers is left.
                 await (await supervisor.start(context(BOB), "asks", "hi")).ended()
                 run.cancel()
-                abandoned.extend((await run.ended()).receipt.threads_abandoned)
+                receipt = (await run.ended()).receipt
+                abandoned.extend(thread.name for thread in receipt.threads_abandoned)
                 await (await supervisor.start(context(BOB), "asks", "hi")).ended()
                 await (await supervisor.start(context(ADA), "asks", "hi")).ended()
                 let_go.set()

@@ -121,9 +121,13 @@ def nothing_foreign_exists(evidence: Evidence) -> Iterator[Finding]:
 
 def grammar_holds(evidence: Evidence) -> Iterator[Finding]:
     """Each run is in an order that a stock AG-UI client takes, with one terminal, its last."""
+    on: dict[tuple[str, str], str] = {}  # {(user, run): its thread}
     for (user, thread_id), thread in evidence.store._threads.items():
         lines = [line for chunk in thread.chunks for line in chunk.lines()]
         yield from wrong_in_log(f"{user} {thread_id}", lines, set(thread.runs))
+        for run_id in thread.runs:
+            if on.setdefault((user, run_id), thread_id) != thread_id:
+                yield Finding("grammar", f"{user} {run_id} is on two threads")
 
 
 def wrong_in_log(where: str, lines: Iterable[bytes], rows: Collection[str]) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ from creche import (
     ToolDispatcher,
     UserExecutionContext,
     _emitter,
+    _ending,
     _engine,
     _journal,
     _supervisor,
@@ -40,7 +41,9 @@ from creche import (
     leaves,
 )
 from creche._emitter import EngineVoice, SubagentEmitter
+from creche._ending import Ending
 from creche._messages import AgentInput
+from creche._run_life import RunLife
 from creche._subagents import Subagents
 from creche._tool_calls import ToolCalls
 
@@ -447,7 +450,8 @@ def runs_found_without_the_owner() -> Any:
     def change(_: Any) -> Any:
         def find(self: Supervisor, user_id: Any, run_id: Any) -> Any:
             del user_id
-            return next((runs[run_id] for runs in self._runs.values() if run_id in runs), None)
+            lives = (lives.get(run_id) for lives in self._runs.values())
+            return next((Run(life) for life in lives if life is not None), None)
 
         return find
 
@@ -457,25 +461,25 @@ def runs_found_without_the_owner() -> Any:
 @mutant
 def cancel_by_run_id_alone() -> Any:
     """A cancel reaches all runs that are called so."""
-    all_runs: dict[str, list[Run]] = {}
+    all_runs: dict[str, list[RunLife]] = {}
 
     def change_init(original: Any) -> Any:
-        def init(self: Run, context: Any, *rest: Any) -> None:
+        def init(self: RunLife, context: Any, *rest: Any) -> None:
             original(self, context, *rest)
             all_runs.setdefault(context.run_id, []).append(self)
 
         return init
 
     def change_cancel(original: Any) -> Any:
-        def cancel(self: Run, *rest: Any) -> None:
-            for run in all_runs[self.run_id]:
-                original(run, *rest)
+        def cancel(self: RunLife, *rest: Any) -> None:
+            for life in all_runs[self.context.run_id]:
+                original(life, *rest)
 
         return cancel
 
     stack = contextlib.ExitStack()
-    stack.enter_context(replaced(Run, "__init__", change_init))
-    stack.enter_context(replaced(Run, "cancel", change_cancel))
+    stack.enter_context(replaced(RunLife, "__init__", change_init))
+    stack.enter_context(replaced(RunLife, "cancel", change_cancel))
     return stack
 
 
@@ -601,7 +605,7 @@ def failure_told_with_the_one_before() -> Any:
 
         return public
 
-    return replaced(_engine, "public", change)
+    return replaced(_ending, "public", change)
 
 
 @mutant
@@ -615,7 +619,7 @@ def failure_told_as_it_is() -> Any:
 
         return public
 
-    return replaced(_engine, "public", change)
+    return replaced(_ending, "public", change)
 
 
 @mutant
@@ -665,18 +669,18 @@ def terminal_from_another_task() -> Any:
 
     def change_execute(original: Any) -> Any:
         async def execute(self: ExecutionEngine, *rest: Any) -> Any:
-            journals[id(self._run)] = self._journal
+            journals[id(self._life)] = self._journal
             return await original(self, *rest)
 
         return execute
 
     def change_cancel(original: Any) -> Any:
-        def cancel(self: Run, *rest: Any) -> None:
+        def cancel(self: RunLife, *rest: Any) -> None:
             original(self, *rest)
             if id(self) in journals and self.outcome is None:
                 terminal = events.RunFinished(
-                    thread_id=self.thread_id,
-                    run_id=self.run_id,
+                    thread_id=self.context.thread_id,
+                    run_id=self.context.run_id,
                     outcome=events.Cancelled(),
                 )
                 journals[id(self)].append(terminal)
@@ -685,7 +689,7 @@ def terminal_from_another_task() -> Any:
 
     stack = contextlib.ExitStack()
     stack.enter_context(replaced(ExecutionEngine, "execute", change_execute))
-    stack.enter_context(replaced(Run, "cancel", change_cancel))
+    stack.enter_context(replaced(RunLife, "cancel", change_cancel))
     return stack
 
 
@@ -694,12 +698,12 @@ def success_made_up() -> Any:
     """Whatever stopped a run, it is reported as having gone well."""
 
     def change(original: Any) -> Any:
-        def decide(self: ExecutionEngine, *rest: Any) -> Any:
+        def decide(self: Ending, *rest: Any) -> Any:
             return dataclasses.replace(original(self, *rest), status="success")
 
         return decide
 
-    return replaced(ExecutionEngine, "_decide", change)
+    return replaced(Ending, "outcome", change)
 
 
 @mutant
@@ -707,12 +711,12 @@ def stop_that_stops_nothing() -> Any:
     """A cancel is noted, and nothing is cancelled until the deadline."""
 
     def change(_: Any) -> Any:
-        def cancel(self: Run, reason: Any = "user") -> None:
+        def cancel(self: RunLife, reason: Any) -> None:
             self.reason = self.reason or reason
 
         return cancel
 
-    return replaced(Run, "cancel", change)
+    return replaced(RunLife, "cancel", change)
 
 
 @mutant
@@ -729,7 +733,7 @@ def result_of_the_run_before() -> Any:
 
         return decide
 
-    return replaced(ExecutionEngine, "_decide", change)
+    return replaced(Ending, "outcome", change)
 
 
 # --- sub-agents and the audit
@@ -844,7 +848,7 @@ def runs_never_unlisted() -> Any:
     def change(original: Any) -> Any:
         async def submit(self: Supervisor, context: Any, agent: str, state: AgentInput) -> Any:
             run = await original(self, context, agent, state)
-            self._runs.setdefault(context.user_id, {})[f"{context.run_id}'"] = run  # type: ignore[index]
+            self._runs.setdefault(context.user_id, {})[f"{context.run_id}'"] = run._life  # type: ignore[index]
             return run
 
         return submit

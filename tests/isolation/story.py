@@ -134,7 +134,7 @@ def _acts(chance: random.Random, owner: str, mark: str, most: int) -> Iterator[A
                     thread=thread,
                     agent=chance.choice(["actor", "actor", "asker"]),
                     # The same ids at all users: run ids are scoped to their user, too.
-                    run_id=f"run-{runs}" if chance.random() < 0.7 else canary(owner, "run", mark),
+                    run_id=f"run-{runs}" if chance.random() < 0.6 else canary(owner, "run", mark),
                     script=_script(chance, canary(owner, "message", mark)),
                     pauses=pauses,
                 )

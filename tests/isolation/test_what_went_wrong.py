@@ -85,7 +85,7 @@ async def test_only_the_runs_own_task_can_say_how_it_ended(autojump_clock: MockC
             )
         except GrammarError as error:
             refused.append(type(error))
-        assert run._run.outcome is None
+        assert run._life.outcome is None
         raise ValueError("after all")
 
     shared = infrastructure(impatient=impatient)

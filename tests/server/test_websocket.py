@@ -591,13 +591,13 @@ class TestCancelling:
         async with open_server(tmp_path, {"call": call}, (stuck, stubborn)) as server:
             async with server.chat() as chat:
                 await chat.subscribe()
-                for name in ("stuck", "stubborn"):
+                for name, how in (("stuck", "cancelled"), ("stubborn", "stopped")):
                     inside = trio.Event()
                     run_id = await chat.start(name, "call")
                     with trio.fail_after(PATIENCE):
                         await inside.wait()
                     told = await chat.ask("run.cancel", run_id=run_id, wait=True)
-                    assert told["receipt"]["tools_stopped"] == [name]
+                    assert told["receipt"]["tools_stopped"] == [{"name": name, "how": how}]
                     assert told["receipt"]["threads_abandoned"] == []
                     await chat.finished(run_id)
                     kinds = types_of(chat.run_events(run_id))

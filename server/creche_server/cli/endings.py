@@ -36,10 +36,13 @@ def why(receipt: Mapping[str, Any]) -> str:
 
 def cleanup(receipt: Mapping[str, Any]) -> str:
     """What the cleanup of a cancelled run was like."""
-    left = ", ".join(receipt.get("threads_abandoned", ()))
+    if receipt.get("overran"):
+        alive = ", ".join(receipt.get("alive", ())) or "something"
+        return f"its cleanup took longer than it may; still at work: {alive}"
+    left = ", ".join(thread["name"] for thread in receipt.get("threads_abandoned", ()))
     if left:
         return f"{left} would not end and was left behind"
-    tools = ", ".join(receipt.get("tools_stopped", ()))
+    tools = ", ".join(tool["name"] for tool in receipt.get("tools_stopped", ()))
     ended = f"everything of it had ended after {receipt.get('elapsed_ms', 0)} ms"
     return f"{ended}; tools stopped: {tools}" if tools else ended
 

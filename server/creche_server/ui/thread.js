@@ -235,7 +235,8 @@ export function ending({ status, receipt, error, usage }) {
   if (status === "failed") return `The run failed: ${error.message}`;
   if (status !== "stopped") return "";
   const why = stopReason(receipt);
-  const left = receipt?.threads_abandoned ?? [];
+  if (receipt?.overran) return `Stopped${why}, but its cleanup took longer than it may and goes on`;
+  const left = (receipt?.threads_abandoned ?? []).map(({ name }) => name);
   if (left.length) return `Stopped${why}, but ${left.join(", ")} would not end and was left behind`;
   const clean = receipt ? `, all cleaned up within ${duration(receipt.elapsed_ms)}` : "";
   return `Stopped${why}${clean}`;

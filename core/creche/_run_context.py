@@ -1,0 +1,159 @@
+"""What an agent is handed: who it works for, and the only ways to act."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import trio
+
+from creche._context import UserExecutionContext
+from creche._dispatcher import ToolDispatcher
+from creche._emitter import EventEmitter
+from creche._errors import RunError
+from creche._limits import Limits
+from creche._messages import AgentInput, Message
+from creche._models import Model, Usage
+from creche._run_life import RunLife
+from creche._statistics import Tally
+from creche._steps import Step, SubagentResult, in_parallel, in_sequence
+from creche._tools import ToolResult
+from creche._turns import TurnModel
+
+
+class Spawner(Protocol):
+    """Who can run a sub-agent for an agent: the engine's part of `RunContext.spawn`."""
+
+    async def spawn(self, parent: RunContext, agent: str, state: AgentInput) -> SubagentResult:
+        """See `RunContext.spawn`; a failure is always a result here."""
+        ...
+
+
+class RunContext:
+    """What an agent is handed: who it works for, and the only ways to act.
+
+    A sub-agent is handed one of its own, with its own context, messages, tools and voice. What
+    it spends, and its deadlines, are the run's.
+    """
+
+    def __init__(
+        self,
+        life: RunLife,
+        *,
+        context: UserExecutionContext,
+        messages: tuple[Message, ...],
+        emitter: EventEmitter,
+        dispatcher: ToolDispatcher,
+        models: Mapping[str, Model],
+        limits: Limits,
+        spawner: Spawner,
+        tally: Tally,
+        usage: list[tuple[str, Usage]],
+    ) -> None:
+        self._life = life
+        self._models = models
+        self._spawner = spawner
+        self._tally = tally
+        self.context = context
+        # The thread's history and then what this run was asked; what a sub-agent was asked.
+        self.messages = messages
+        self.emit = emitter
+        self.tools = dispatcher
+        self.limits = limits
+        self.usage = usage  # (model, what one answer cost), of the whole run
+
+    def spent(self, model: str, usage: Usage) -> None:
+        """Note what an answer of a model cost, for the run's terminal event.
+
+        Raises TypeError for what is no Usage.
+        """
+        if type(usage) is not Usage:
+            msg = f"a model's stream has text, tool calls and usage, not {type(usage).__name__}"
+            raise TypeError(msg)
+        self.usage.append((model, usage))
+
+    async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
+        """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""
+        return await self.tools.dispatch(name, params)
+
+    def model(self, name: str = "default") -> Model:
+        """One of the models that this process offers. Raises RunError if there is none so named.
+
+        Each of its calls counts for the run's statistics, and has `Limits.turn_timeout`.
+        """
+        try:
+            return TurnModel(self._models[name], self._tally, self._life.activities, self.limits)
+        except KeyError:
+            known = ", ".join(sorted(self._models)) or "none"
+            msg = f"no model is named {name!r} here (there is {known})"
+            raise RunError(msg, code="no_such_model") from None
+
+    async def spawn(
+        self,
+        agent: str,
+        state: AgentInput,
+        *,
+        raises: bool = False,
+    ) -> SubagentResult:
+        """Have another agent do a part of this run; returns what became of it.
+
+        An instance of its own is made, which works in this task, is told what `state` says and
+        nothing of the thread, has its own tools, and speaks as a sub-agent. A cancel of the run
+        ends it; cancelled alone (by a scope around this call) it is told as an error.
+
+        Whatever it raises is a result with an `error`, or, with `raises`, a SubagentFailedError.
+        Raises UnknownAgentError, ValueError for an empty input, and LimitExceededError past
+        `Limits.subagent_depth` or `Limits.subagents_at_once`.
+        """
+        result = await self._spawner.spawn(self, agent, state)
+        return result.or_raise() if raises else result
+
+    async def sequence(
+        self,
+        steps: Sequence[Step],
+        *,
+        raises: bool = False,
+    ) -> tuple[SubagentResult, ...]:
+        """Have sub-agents work one after another; the results are in the order of the steps.
+
+        After a step that failed, the rest is skipped, unless it has `continue_on_error`. With
+        `raises`, the first such failure is raised in the end. Raises what `spawn` raises.
+        """
+        results = await in_sequence(steps, self.spawn, self.emit)
+        return _checked(steps, results) if raises else results
+
+    async def parallel(
+        self,
+        steps: Sequence[Step],
+        *,
+        raises: bool = False,
+    ) -> tuple[SubagentResult, ...]:
+        """Have sub-agents work at once; the results are in the order of the steps.
+
+        A step that fails cancels those that still run, unless it has `continue_on_error`; see
+        `sequence`.
+        """
+        results = await in_parallel(steps, self.spawn, self.emit)
+        return _checked(steps, results) if raises else results
+
+    @contextlib.asynccontextmanager
+    async def cleanup(self) -> AsyncIterator[trio.CancelScope]:
+        """A block that a cancel does not interrupt until `Limits.cleanup_timeout` is over.
+
+        The allowance is the run's, not the block's: it counts from the moment at which the
+        run was told to end.
+        """
+        with self._life.cleanup() as scope:
+            yield scope
+
+
+def _checked(
+    steps: Sequence[Step],
+    results: tuple[SubagentResult, ...],
+) -> tuple[SubagentResult, ...]:
+    """The results, unless a step failed whose failure matters. Raises SubagentFailedError."""
+    for step, result in zip(steps, results, strict=True):
+        if not step.continue_on_error:
+            result.or_raise()
+    return results

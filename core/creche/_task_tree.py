@@ -1,0 +1,47 @@
+"""The tasks below a nursery, counted, and named with where each of them stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import FrameType
+
+import trio
+
+_MOST: int = 50  # tasks that are worth naming
+
+
+def tasks_below(nursery: trio.Nursery) -> Iterator[trio.lowlevel.Task]:
+    """Its tasks and theirs, each before those below it."""
+    for task in tuple(nursery.child_tasks):
+        yield task
+        for inner in task.child_nurseries:
+            yield from tasks_below(inner)
+
+
+def count_tasks(nursery: trio.Nursery | None) -> int:
+    """How many there are; none where there is no nursery."""
+    return 0 if nursery is None else sum(1 for _ in tasks_below(nursery))
+
+
+def where_it_stands(task: trio.lowlevel.Task) -> str:
+    """`module.function:line` of the innermost frame that is not Trio's own.
+
+    Names of code only: no path, no argument, nothing that a user said.
+    """
+    standing: tuple[FrameType, int] | None = None
+    for frame, line in task.iter_await_frames():
+        if not frame.f_globals.get("__name__", "").startswith("trio."):
+            standing = frame, line
+    if standing is None:
+        return task.name
+    frame, line = standing
+    return f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}:{line}"
+
+
+def names_of_tasks(nursery: trio.Nursery | None) -> tuple[str, ...]:
+    """Where each task below it stands, the first 50 of them."""
+    if nursery is None:
+        return ()
+    names = [where_it_stands(task) for task in tasks_below(nursery)]
+    more = len(names) - _MOST
+    return (*names[:_MOST], f"and {more} more") if more > 0 else tuple(names)
