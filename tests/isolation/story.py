@@ -39,6 +39,7 @@ from creche import (
     Limits,
     MemorySink,
     Run,
+    RunError,
     RunId,
     Supervisor,
     ThreadDeletedError,
@@ -67,7 +68,7 @@ SHARED_THREAD: Final = "everybody's"  # ids are scoped to their user, so all may
 class Act:
     """Something that a user does; the kind says which of the other fields matter."""
 
-    kind: str  # starts, cancels, deletes, reads, pries, waits
+    kind: str  # starts, reuses, cancels, deletes, reads, pries, waits
     thread: str = ""
     agent: str = ""
     run_id: str = ""
@@ -134,9 +135,18 @@ def _acts(chance: random.Random, owner: str, mark: str, most: int) -> Iterator[A
                     thread=thread,
                     agent=chance.choice(["actor", "actor", "asker"]),
                     # The same ids at all users: run ids are scoped to their user, too.
-                    run_id=f"run-{runs}" if chance.random() < 0.6 else canary(owner, "run", mark),
+                    run_id=f"run-{runs}" if chance.random() < 0.7 else canary(owner, "run", mark),
                     script=_script(chance, canary(owner, "message", mark)),
                     pauses=pauses,
+                )
+            if number and chance.random() < 0.1:
+                # Once its owner's first run is over, somebody gives its id to another.
+                yield Act(
+                    "reuses",
+                    thread=chance.choice(threads),
+                    agent="actor",
+                    run_id="run-1",
+                    script=_script(chance, canary(owner, "message", mark)),
                 )
         else:
             yield Act(
@@ -367,6 +377,12 @@ class Person:
             self._cancel(act)
         elif act.kind == "deletes":
             await self._delete(act)
+        elif act.kind == "reuses":
+            run = self.supervisor.find(self.user, RunId(act.run_id))
+            if run is not None:
+                with trio.move_on_after(0.2), contextlib.suppress(RunError):
+                    await run.ended()
+            await self._start(act)
         elif act.kind == "reads":
             self.nursery.start_soon(self._read, act)
         elif act.kind == "pries":
