@@ -13,6 +13,7 @@ import trio
 from creche import _events as events
 from creche._ambient import look_around
 from creche._approval import Approver
+from creche._audit import SecurityAudit
 from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
 from creche._emitter import EventEmitter, new_tool_call_id, timestamp
 from creche._errors import CrecheError, EmitterClosedError
@@ -37,6 +38,8 @@ class ToolInfrastructure(Protocol):
     def tool_policy(self) -> ToolPolicy: ...
     @property
     def approver(self) -> Approver | None: ...
+    @property
+    def audit(self) -> SecurityAudit | None: ...
 
 
 class ToolDispatcher:
@@ -52,6 +55,7 @@ class ToolDispatcher:
         share: ToolShare,
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
+        audit: SecurityAudit | None = None,
         tally: ToolTally | None = None,
     ) -> None:
         self._tally = tally or ToolTally()
@@ -62,6 +66,7 @@ class ToolDispatcher:
             share=share,
             policy=policy,
             approver=approver,
+            audit=audit,
             tally=self._tally,
         )
         self._emitter = emitter
@@ -69,6 +74,7 @@ class ToolDispatcher:
         self._share = share
         self._policy = policy
         self._approver = approver
+        self._audit = audit
         self._live: dict[trio.CancelScope, str] = {}  # {of a call under way: its tool}
         self._closed = False
         self._over = trio.lowlevel.ParkingLot()
@@ -88,8 +94,9 @@ class ToolDispatcher:
         """A dispatcher without an engine or a supervisor, for as long as the block.
 
         `tools` are those that may be called: the infrastructure's if they are not given. Policy,
-        approver and limits are the infrastructure's, too; without one all tools are allowed, and
-        nobody can approve. Its rate and threads are its own unless `quotas` are shared with it.
+        approver, limits and audit are the infrastructure's, too; without one all tools are
+        allowed, and nobody can approve. Its rate and threads are its own unless `quotas` are
+        shared with it.
 
         Its events go to `dispatcher.journal`, in memory, which is a run's whole and valid log
         once the block has ended.
@@ -107,7 +114,8 @@ class ToolDispatcher:
                 quotas = quotas or cast("ToolQuotas", around.quotas)
             tools = infrastructure.tools
         limits = limits or (infrastructure.limits if infrastructure else Limits())
-        async with open_own_log(context, limits) as log:
+        audit = infrastructure.audit if infrastructure else None
+        async with open_own_log(context, limits, audit=audit) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
                 dispatcher = cls(
                     context,
@@ -117,6 +125,7 @@ class ToolDispatcher:
                     share=share,
                     policy=infrastructure.tool_policy if infrastructure else allow_every_tool,
                     approver=infrastructure.approver if infrastructure else None,
+                    audit=audit,
                 )
                 dispatcher._journal = log.journal
                 try:
@@ -137,6 +146,7 @@ class ToolDispatcher:
             share=self._share,
             policy=self._policy,
             approver=self._approver,
+            audit=self._audit,
             tally=self._tally,
         )
 

@@ -11,7 +11,7 @@ import trio
 
 from creche import _events as events
 from creche._ambient import look_around
-from creche._audit import note_mix_up
+from creche._auditing import note_mix_up_of, note_refusal
 from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import UserExecutionContext, logged_context
@@ -98,14 +98,16 @@ class ExecutionEngine:
             )
         async with contextlib.AsyncExitStack() as stack:
             if journals is None:
-                opened = open_journals(infrastructure.store, infrastructure.limits)
+                opened = open_journals(
+                    infrastructure.store, infrastructure.limits, audit=infrastructure.audit
+                )
                 journals = await stack.enter_async_context(opened)
             attached = journals.attached(context.user_id, context.thread_id)
             journal = await stack.enter_async_context(attached)
             try:
                 engine = cls(Run(context, agent or ""), infrastructure, journal, quotas)
             except IsolationError as error:
-                note_mix_up(infrastructure.audit, error, "open an engine")
+                note_mix_up_of(infrastructure.audit, error, "open an engine", context)
                 raise
             yield engine
 
@@ -161,6 +163,7 @@ class ExecutionEngine:
                 share=share,
                 policy=self._infrastructure.tool_policy,
                 approver=self._infrastructure.approver,
+                audit=self._infrastructure.audit,
                 tally=finish.tools,
             )
             logged = logged_context.set(run.context)
@@ -269,8 +272,18 @@ class ExecutionEngine:
             run._note_cancel(run._scope.deadline)  # noqa: SLF001
         if finish.failure is not None:
             log_failure(_log, "a run", finish.failure, run.context)
-            note_mix_up(self._infrastructure.audit, finish.failure, "run")
+            note_mix_up_of(self._infrastructure.audit, finish.failure, "run", run.context)
         violation = finish.watch.end()
+        if violation is not None:
+            # Who writes where all runs read has more power than a run has.
+            note_refusal(
+                self._infrastructure.audit,
+                "privilege_escalation",
+                run.context,
+                resource=f"class {', '.join(violation.classes)}",
+                operation="write to what runs share",
+                outcome="put back; the run failed",
+            )
         if violation is None and run.reason is not None:
             return RunOutcome(
                 status="cancelled",

@@ -24,7 +24,8 @@ async def call_off(journal: Journal, run: Run) -> None:
     statistics = RunStatistics(queue_ms=round(run.queued_for * 1000))
     outcome = RunOutcome(status="cancelled", receipt=receipt, statistics=statistics)
     with contextlib.suppress(StoreUnavailableError):
-        await journal.propose(runs=(run_record(run, "cancelled", outcome=outcome),))
+        record = run_record(run, "cancelled", outcome=outcome)
+        await journal.propose(runs=(record,), speaker=run.context)
         run._conclude(outcome)  # noqa: SLF001
 
 
@@ -41,6 +42,7 @@ async def propose_run(journal: Journal, run: Run, asked: tuple[Message, ...]) ->
             StoredMessage(run_id=run.run_id, message=message, created_at=run.created_at)
             for message in asked
         ),
+        speaker=run.context,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from creche._audit import note_mix_up
+from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._engine import ExecutionEngine
@@ -180,16 +180,13 @@ class Supervisor:
                 raise LimitExceededError(msg, retry_after=_RETRY_AFTER)
 
     async def _audit_limit(self, context: UserExecutionContext, error: LimitExceededError) -> None:
-        audit = self.infrastructure.audit
-        if audit is not None:
-            await audit.record(
-                "limit_hit",
-                user=context.user_id,
-                resource="runs",
-                operation="start a run",
-                outcome=error.message,
-                correlation_id=context.correlation_id,
-            )
+        await record_limit(
+            self.infrastructure.audit,
+            context,
+            resource="runs",
+            operation="start a run",
+            outcome=error.message,
+        )
 
     @contextlib.contextmanager
     def _listed(self, run: Run) -> Iterator[None]:
@@ -231,7 +228,7 @@ class Supervisor:
                         await self._execute(run, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
                     except Exception as error:  # noqa: BLE001
-                        note_mix_up(self.infrastructure.audit, error, "run")
+                        note_mix_up_of(self.infrastructure.audit, error, "run", run.context)
                         _log.exception(
                             "a run was left without its end", extra={"run_id": run.run_id}
                         )
@@ -255,7 +252,7 @@ class Supervisor:
             run._refusal = await why_refused(self.journals.store, run, error)  # noqa: SLF001
             journal = None
         except Exception as error:  # noqa: BLE001  boundary: one run, before it began
-            note_mix_up(self.infrastructure.audit, error, "start a run")
+            note_mix_up_of(self.infrastructure.audit, error, "start a run", run.context)
             _log.exception("a run could not be accepted", extra={"run_id": run.run_id})
             msg = "the store cannot be read; nothing was started, try again"
             run._refusal = StoreUnavailableError(msg)  # noqa: SLF001
@@ -323,7 +320,7 @@ async def open_supervisor(
     limits = infrastructure.limits
     async with contextlib.AsyncExitStack() as stack:
         if journals is None:
-            opened = open_journals(infrastructure.store, limits)
+            opened = open_journals(infrastructure.store, limits, audit=infrastructure.audit)
             journals = await stack.enter_async_context(opened)
         hosting = trio.CancelScope(shield=True)
         opened_nursery: list[trio.Nursery] = []

@@ -43,11 +43,11 @@ from creche._audit import (
     MOST_WINDOWS_PER_USER,
     VARIOUS,
     WINDOW,
-    note_mix_up,
 )
 from creche._audit_chain import NOTHING, chain, decode_record, encode_record
 from creche._audit_folding import shown
 from creche._audit_sinks import EVERYTHING
+from creche._auditing import note_mix_up
 
 # --- the audit itself
 
@@ -651,7 +651,9 @@ class TestTheCore:
                 with pytest.raises(IsolationError):
                     await journal.propose(NewThread(title="", epoch="e"), runs=(foreign,))
                 with pytest.raises(IsolationError):
-                    journal.append_encoded(b'{"type":"CUSTOM"}', speaker=BOB, runs=(foreign,))
+                    journal.append_encoded(
+                        b'{"type":"CUSTOM"}', speaker=context(BOB, "bobs"), runs=(foreign,)
+                    )
                 assert journal.last_seq == 0
         assert await store.threads(BOB) == []
 
