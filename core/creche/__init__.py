@@ -99,7 +99,7 @@ from creche._store import (
     new_epoch,
 )
 from creche._supervisor import Supervisor, open_supervisor
-from creche._tool_calls import ToolPolicy
+from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
 
 __all__ = [
@@ -199,6 +199,7 @@ __all__ = [
     "UserId",
     "UserMessage",
     "Verification",
+    "allow_every_tool",
     "assert_isolated",
     "check_id",
     "decode_message",

@@ -46,9 +46,7 @@ class RefusedError(Exception):
         self.resource = resource
 
 
-async def audited(
-    refusal: RefusedError, audit: SecurityAudit, correlation_id: str
-) -> RefusedError:
+async def audited(refusal: RefusedError, audit: SecurityAudit, correlation_id: str) -> RefusedError:
     """Record a refusal; what is to be told then: it or, if it cannot be recorded, that."""
     if refusal.kind is not None:
         try:

@@ -19,8 +19,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from creche import (
     AuditKind,
     AuditUnavailableError,
-    InvalidContextError,
     IdKind,
+    InvalidContextError,
     IsolationError,
     Journal,
     LimitExceededError,
@@ -225,9 +225,7 @@ class ChatClient:
         except Exception as error:  # noqa: BLE001  boundary: one command
             await self._refuse(command_id, error, "run.start")
             return
-        await self._spawn(
-            nursery, command_id, "run.start", functools.partial(self._accepted, run)
-        )
+        await self._spawn(nursery, command_id, "run.start", functools.partial(self._accepted, run))
 
     async def _accepted(self, run: Run) -> dict[str, Any]:
         await run.accepted()

@@ -137,7 +137,7 @@ class _Named(msgspec.Struct, frozen=True):
 
 
 _envelope: Final = msgspec.json.Decoder(_Envelope)
-_EVENT_TYPE: Final = re.compile(r"[A-Z]+(_[A-Z]+)*")
+_EVENT_TYPE: Final = re.compile(r"event|[A-Z_]{1,64}")
 
 
 def decode_command(frame: str | bytes) -> tuple[int, Command]:
@@ -149,7 +149,7 @@ def decode_command(frame: str | bytes) -> tuple[int, Command]:
         envelope = _envelope.decode(frame)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         named = _named(frame)
-        number = named.id if isinstance(named.id, int) else None
+        number = named.id if type(named.id) is int else None
         _check_no_event(number, named.type, named.method)
         msg = f"this is no command: {error}"
         raise WireError(msg, code="invalid_argument", id=number) from None
@@ -200,7 +200,7 @@ def _check_no_event(number: int | None, *names: object) -> None:
     are of the type `event`.
     """
     for name in names:
-        if isinstance(name, str) and (name == "event" or _EVENT_TYPE.fullmatch(name)):
+        if isinstance(name, str) and _EVENT_TYPE.fullmatch(name):
             msg = "events are for runs to say; a client sends commands"
             raise WireError(
                 msg,
