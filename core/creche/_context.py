@@ -252,12 +252,12 @@ class UserExecutionContext:
         is a connection already; one of its kinds, ConnectionMismatchError, for another user's.
         """
         check_id("connection_id", connection_id)
-        if self.connection_id is not None:
-            msg = "this context has a connection already; a request comes through one"
-            raise InvalidContextError(msg)
         if not is_connection_of(connection_id, self.user_id):
             msg = "connection_id is not of a connection of this user's"
             raise ConnectionMismatchError(msg, user=self.user_id)
+        if self.connection_id is not None:
+            msg = "this context has a connection already; a request comes through one"
+            raise InvalidContextError(msg)
         return dataclasses.replace(self, connection_id=connection_id)
 
     def verify_isolation(

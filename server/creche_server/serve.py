@@ -79,7 +79,8 @@ async def serve(
 
     The application's agents come first, and `assistant` is there beside them. `audit_sink` takes
     the audit's records instead of what the settings say. Raises AlreadyServedError,
-    AuditTamperedError, OSError if the address cannot be had, and what opening the database or the model raises.
+    AuditTamperedError, OSError if the address cannot be had, and what opening the database or
+    the model raises.
     """
     application = application or Application()
     async with open_data(settings, audit_sink) as audit:

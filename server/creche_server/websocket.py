@@ -29,6 +29,7 @@ from creche import (
     ThreadId,
     UserExecutionContext,
     UserId,
+    check_id,
     is_connection_of,
     new_connection_id,
     new_id,
@@ -237,6 +238,7 @@ class ChatClient:
         return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}
 
     async def _cancel_run(self, command: RunCancel) -> dict[str, Any]:
+        check_id("run_id", command.run_id)
         run = self._services.supervisor.find(self._user_id, command.run_id)
         if run is not None and run.thread_id == self._thread_id:
             run.cancel(command.reason)
@@ -257,6 +259,8 @@ class ChatClient:
         return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
 
     async def _state(self, command: StateGet) -> dict[str, Any]:
+        if command.before is not None:
+            check_id("before", command.before)
         # One at a time, and only once what was answered before is on its way: each may be
         # megabytes long, and who asks need not be one who reads.
         async with self._state_turn:
