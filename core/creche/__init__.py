@@ -30,6 +30,7 @@ from creche._context import (
     UserExecutionContext,
     UserId,
     check_id,
+    is_connection_of,
     logged_context,
     new_connection_id,
     new_id,
@@ -41,6 +42,7 @@ from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
     CommitInDoubtError,
+    ConnectionMismatchError,
     CrecheError,
     DrainingError,
     EmitterClosedError,
@@ -106,7 +108,7 @@ from creche._store import (
     new_epoch,
 )
 from creche._supervisor import Supervisor, open_supervisor
-from creche._tool_calls import ToolPolicy
+from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
 
 __all__ = [
@@ -132,6 +134,7 @@ __all__ = [
     "Commit",
     "CommitInDoubtError",
     "ConnectionId",
+    "ConnectionMismatchError",
     "CrecheError",
     "DrainingError",
     "EmitterClosedError",
@@ -208,12 +211,14 @@ __all__ = [
     "UserId",
     "UserMessage",
     "Verification",
+    "allow_every_tool",
     "assert_isolated",
     "check_id",
     "decode_message",
     "encode_message",
     "end_lost_runs",
     "events",
+    "is_connection_of",
     "leaves",
     "logged_context",
     "new_connection_id",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
 from typing import Any, Final
@@ -27,10 +27,11 @@ _PYTHONS_NAMES: Final = frozenset({"__annotations__", "__annotations_cache__", "
 
 
 class IsolationViolationError(RunError):
-    """A run changed what other runs share."""
+    """A run changed what other runs share: `classes`, by name."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, classes: Sequence[str]) -> None:
         super().__init__(message, code="isolation_violation")
+        self.classes = tuple(classes)
 
 
 class ClassGuard:
@@ -44,6 +45,10 @@ class ClassGuard:
         self._names = tuple(self._attributes)
         self._values = tuple(self._attributes.values())
         self.breaches = 0  # how often it was found changed, and put back
+
+    @property
+    def name(self) -> str:
+        return self._guarded.__name__
 
     def check(self) -> None:
         """Count a breach, log it and put the class back, if it is not as it was."""
@@ -90,15 +95,17 @@ class ClassWatch:
 
     def end(self) -> IsolationViolationError | None:
         """The run's agents have ended: why it failed, if one of their classes was written to."""
-        violated = False
+        violated: list[str] = []
         for guard, breaches in self._seen.items():
             guard.check()
-            violated = violated or guard.breaches != breaches
+            if guard.breaches != breaches:
+                violated.append(guard.name)
         if not violated:
             return None
         return IsolationViolationError(
             "While this run was alive, something was written to its agent's class, which all runs "
-            "share. It was put back; keep what belongs to a run on `self`."
+            "share. It was put back; keep what belongs to a run on `self`.",
+            classes=violated,
         )
 
 

@@ -20,7 +20,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from types import MappingProxyType
 from typing import Any, Final, NewType, cast
 
-from creche._errors import InvalidContextError
+from creche._errors import ConnectionMismatchError, InvalidContextError
 from creche._isolation import assert_isolated
 from creche._redaction import redact_value
 
@@ -33,6 +33,8 @@ MessageId = NewType("MessageId", str)
 ToolCallId = NewType("ToolCallId", str)
 
 MAX_ID_LENGTH: Final = 256  # characters
+_NONCE_LENGTH: Final = 32  # characters of a connection's id before its owner's mark
+_MARK_LENGTH: Final = 16
 MAX_DEPTH: Final = 10  # children below the context of the request
 
 _PLACEHOLDERS: Final = frozenset(
@@ -85,8 +87,20 @@ def new_connection_id(user_id: UserId) -> ConnectionId:
     return ConnectionId(f"{nonce}-{_owner_mark(nonce, user_id)}")
 
 
+def is_connection_of(connection_id: str, user_id: UserId) -> bool:
+    """Whether that is the id of a connection of that user's, and not of another's.
+
+    Raises InvalidContextError for what is no connection's id.
+    """
+    nonce, _, mark = connection_id.rpartition("-")
+    if len(nonce) != _NONCE_LENGTH or len(mark) != _MARK_LENGTH:
+        msg = "connection_id must be one that `new_connection_id` made"
+        raise InvalidContextError(msg)
+    return mark == _owner_mark(nonce, user_id)
+
+
 def _owner_mark(nonce: str, user_id: UserId) -> str:
-    return hashlib.sha256(f"{nonce}:{user_id}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{nonce}:{user_id}".encode()).hexdigest()[:_MARK_LENGTH]
 
 
 def _checked_text(field: str, value: object) -> str:
@@ -243,16 +257,15 @@ class UserExecutionContext:
     def with_connection(self, connection_id: ConnectionId) -> UserExecutionContext:
         """The same identity with the connection that the request came through.
 
-        Raises InvalidContextError for an id that `new_connection_id` did not make for this
-        user, and if there is a connection already.
+        Raises InvalidContextError for an id that `new_connection_id` did not make, and if there
+        is a connection already; one of its kinds, ConnectionMismatchError, for another user's.
         """
         check_id("connection_id", connection_id)
+        if not is_connection_of(connection_id, self.user_id):
+            msg = "connection_id is not of a connection of this user's"
+            raise ConnectionMismatchError(msg, user=self.user_id)
         if self.connection_id is not None:
             msg = "this context has a connection already; a request comes through one"
-            raise InvalidContextError(msg)
-        nonce, _, mark = connection_id.rpartition("-")
-        if not nonce or mark != _owner_mark(nonce, self.user_id):
-            msg = "connection_id is not of a connection of this user's"
             raise InvalidContextError(msg)
         return dataclasses.replace(self, connection_id=connection_id)
 

@@ -14,6 +14,7 @@ from creche import _events as events
 from creche._activities import Activities
 from creche._ambient import look_around, surroundings
 from creche._approval import Approver
+from creche._audit import SecurityAudit
 from creche._context import MessageId, ToolCallId, UserExecutionContext, logged_as, new_id
 from creche._emitter import EventEmitter, new_tool_call_id, timestamp
 from creche._errors import CrecheError, EmitterClosedError
@@ -42,6 +43,8 @@ class ToolInfrastructure(Protocol):
     def tool_policy(self) -> ToolPolicy: ...
     @property
     def approver(self) -> Approver | None: ...
+    @property
+    def audit(self) -> SecurityAudit | None: ...
 
 
 class ToolDispatcher:
@@ -57,6 +60,7 @@ class ToolDispatcher:
         share: ToolShare,
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
+        audit: SecurityAudit | None = None,
         tally: ToolTally | None = None,
         activities: Activities | None = None,
     ) -> None:
@@ -69,6 +73,7 @@ class ToolDispatcher:
             share=share,
             policy=policy,
             approver=approver,
+            audit=audit,
             tally=self._tally,
         )
         self._context = context
@@ -77,6 +82,7 @@ class ToolDispatcher:
         self._share = share
         self._policy = policy
         self._approver = approver
+        self._audit = audit
         self._live: dict[trio.CancelScope, str] = {}  # {of a call under way: its tool}
         self._closed = False
         self._over = trio.lowlevel.ParkingLot()
@@ -96,7 +102,7 @@ class ToolDispatcher:
         """A dispatcher without an engine or a supervisor, for as long as the block.
 
         `tools` are those that may be called: the infrastructure's if they are not given. Policy,
-        approver and limits are the infrastructure's, too, or those of what
+        approver, limits and audit are the infrastructure's, too, or those of what
         `compat.open_infrastructure` has opened around; without either all tools are allowed, and
         nobody can approve. The user's rate and threads are counted for this block alone, unless
         it is given `quotas` (or there are some around): these have the limits they were made with.
@@ -118,7 +124,8 @@ class ToolDispatcher:
         if tools is None:
             tools = infrastructure.tools if infrastructure else ()
         limits = limits or (infrastructure.limits if infrastructure else Limits())
-        async with open_own_log(context, limits) as log:
+        audit = infrastructure.audit if infrastructure else None
+        async with open_own_log(context, limits, audit=audit) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
                 dispatcher = cls(
                     context,
@@ -128,6 +135,7 @@ class ToolDispatcher:
                     share=share,
                     policy=infrastructure.tool_policy if infrastructure else allow_every_tool,
                     approver=infrastructure.approver if infrastructure else None,
+                    audit=audit,
                 )
                 dispatcher._journal = log.journal
                 with logged_as(context):
@@ -149,6 +157,7 @@ class ToolDispatcher:
             share=self._share,
             policy=self._policy,
             approver=self._approver,
+            audit=self._audit,
             tally=self._tally,
             activities=self._activities,
         )

@@ -20,11 +20,11 @@ import msgspec
 import trio
 
 from creche import _events as events
+from creche._auditing import note_refusal
 from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
 from creche._errors import (
     EmitterClosedError,
     GrammarError,
-    IsolationError,
     LimitExceededError,
 )
 from creche._grammar import Bracket, Grammar, Phase
@@ -53,12 +53,7 @@ class EventEmitter:
     def __init__(self, context: UserExecutionContext, journal: Journal, limits: Limits) -> None:
         if (journal.user_id, journal.thread_id) != (context.user_id, context.thread_id):
             msg = "an emitter speaks on the journal of its own context's thread only"
-            raise IsolationError(
-                msg,
-                kind="event_injection",
-                user=context.user_id,
-                owner=journal.user_id,
-            )
+            raise journal.injection(msg, "make an emitter", context)
         self._context = context
         self._journal = journal
         self._limits = limits
@@ -184,9 +179,17 @@ class EventEmitter:
         encoded = events.encode_unnumbered(event)
         if self._said_bytes + len(encoded) > most:
             msg = f"a run may say at most {most:,.0f} bytes"
+            note_refusal(
+                self._journal.audit,
+                "limit_hit",
+                self._context,
+                resource="bytes of a run",
+                operation="speak",
+                outcome=msg,
+            )
             raise LimitExceededError(msg)
         if runs:
-            self._journal.check_owned(runs)
+            self._journal.check_owned(runs, self._context)
         try:
             self._grammar.accept(event)
         except GrammarError:
@@ -197,7 +200,7 @@ class EventEmitter:
         self._transcript.add(event)
         entry = self._journal.append_encoded(
             encoded,
-            speaker=self._context.user_id,
+            speaker=self._context,
             barrier=barrier,
             runs=runs,
             messages=messages,
@@ -263,7 +266,7 @@ class SubagentEmitter(EventEmitter):
     def __init__(self, parent: EventEmitter, context: UserExecutionContext) -> None:
         if context.run_id != parent._context.run_id:
             msg = "a sub-agent speaks in the run of its parent only"
-            raise IsolationError(msg)
+            raise parent._journal.injection(msg, "make a sub-agent's emitter", context)
         super().__init__(context, parent._journal, parent._limits)
         self._parent = parent
         self._grammar = parent._grammar

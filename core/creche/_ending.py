@@ -59,11 +59,14 @@ class Ending:
             # A nursery takes any Cancelled for its own; success it was not.
             self.failure = CrecheError("the agent raised a Cancelled that nobody sent")
 
-    def outcome(self, usage: tuple[events.TokenUsage, ...] | None) -> RunOutcome:
+    def outcome(
+        self,
+        usage: tuple[events.TokenUsage, ...] | None,
+        violation: Exception | None,
+    ) -> RunOutcome:
         """How the run ended, or how it stands once its cleanup has overrun."""
         life = self._life
         statistics = self._statistics(usage)
-        violation = self.watch.end()
         if violation is None and life.reason is not None:
             return RunOutcome(
                 status="cancelled",

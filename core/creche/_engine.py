@@ -11,7 +11,7 @@ import trio
 
 from creche import _events as events
 from creche._ambient import look_around
-from creche._audit import note_mix_up, record_limit
+from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
@@ -105,14 +105,16 @@ class ExecutionEngine:
             quotas = quotas or cast("ToolQuotas", around.quotas)
         async with contextlib.AsyncExitStack() as stack:
             if journals is None:
-                opened = open_journals(infrastructure.store, infrastructure.limits)
+                opened = open_journals(
+                    infrastructure.store, infrastructure.limits, audit=infrastructure.audit
+                )
                 journals = await stack.enter_async_context(opened)
             attached = journals.attached(context.user_id, context.thread_id)
             journal = await stack.enter_async_context(attached)
             try:
                 engine = cls(RunLife(context, agent or ""), infrastructure, journal, quotas)
             except IsolationError as error:
-                note_mix_up(infrastructure.audit, error, "open an engine")
+                note_mix_up_of(infrastructure.audit, error, "open an engine", context)
                 raise
             yield engine
 
@@ -155,7 +157,11 @@ class ExecutionEngine:
             msg = f"this thread already has {turn.wanted_by} runs, of {most} that it may have"
             refusal = LimitExceededError(msg, retry_after=_RETRY_AFTER)
             await record_limit(
-                self._infrastructure.audit, life.context, refusal, "execute an agent"
+                self._infrastructure.audit,
+                life.context,
+                resource="runs",
+                operation="execute an agent",
+                outcome=refusal.message,
             )
             raise refusal
         life.listed_at = trio.current_time()
@@ -196,6 +202,7 @@ class ExecutionEngine:
                 share=share,
                 policy=self._infrastructure.tool_policy,
                 approver=self._infrastructure.approver,
+                audit=self._infrastructure.audit,
                 tally=ending.tools,
                 activities=life.activities,
             )
@@ -330,9 +337,20 @@ class ExecutionEngine:
             _log.warning("a run took longer than %g s", timeout, extra=dict(identity(life.context)))
         if ending.failure is not None:
             log_failure(_log, "a run", ending.failure, life.context)
-            note_mix_up(self._infrastructure.audit, ending.failure, "run")
+            note_mix_up_of(self._infrastructure.audit, ending.failure, "run", life.context)
+        violation = ending.watch.end()
+        if violation is not None:
+            # Who writes where all runs read has more power than a run has.
+            note_refusal(
+                self._infrastructure.audit,
+                "privilege_escalation",
+                life.context,
+                resource=f"class {', '.join(violation.classes)}",
+                operation="write to what runs share",
+                outcome="put back; the run failed",
+            )
         usage = costs_of(ending.usage, life.context)
-        outcome = ending.outcome(usage)
+        outcome = ending.outcome(usage, violation)
         ending.failure = None  # it holds the frames of the run, which hold it
         self._voice.close_open()
         ending.seq = self._say_the_end(outcome, usage)

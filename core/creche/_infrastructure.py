@@ -22,7 +22,8 @@ class Infrastructure:
 
     `agents` may be a plain mapping of names to classes. `tools` are those that agents ask for
     by name. `models["default"]` is the one that an agent gets if it names none. `audit` is told
-    of limits that were hit and of mix-ups that were stopped; whoever opened it closes it.
+    of limits that were hit, of tools that were denied, of mix-ups and of writes to a class that
+    were stopped; whoever opened it closes it.
 
     `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from creche import _events as events
+from creche._auditing import note_mix_up_of, record_limit
 from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import MAX_DEPTH, UserExecutionContext
@@ -50,7 +51,16 @@ class Subagents:
         registry = self._infrastructure.registry
         described = registry.describe(agent)
         asked = as_messages(state)
-        with self._counted(parent), self._life.activities.during("subagent", agent):
+        if (refusal := self._refusal(parent)) is not None:
+            await record_limit(
+                self._infrastructure.audit,
+                parent.context,
+                resource="sub-agents",
+                operation="spawn",
+                outcome=refusal.message,
+            )
+            raise refusal
+        with self._counted(), self._life.activities.during("subagent", agent):
             context = parent.context.child(f"agent {agent}")
             voice = parent.emit.subagent(context, agent, described.description)
             tools = self._infrastructure.tools_of(agent)
@@ -61,6 +71,7 @@ class Subagents:
                 result = await described.agent_class().run(child)
             # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
             except BaseException as error:  # noqa: BLE001
+                note_mix_up_of(self._infrastructure.audit, error, f"agent {agent}", context)
                 return _failed(agent, context, voice, error)
             voice.finish(
                 events.SubagentFinished(
@@ -99,16 +110,19 @@ class Subagents:
             usage=parent.usage,
         )
 
-    @contextlib.contextmanager
-    def _counted(self, parent: RunContext) -> Iterator[None]:
-        """One more is alive in this block. Raises LimitExceededError where none more may be."""
+    def _refusal(self, parent: RunContext) -> LimitExceededError | None:
+        """Why there may not be one more."""
         depth = min(self._limits.subagent_depth, MAX_DEPTH)
         if parent.context.depth >= depth:
-            msg = f"sub-agents may be at most {depth} levels deep"
-            raise LimitExceededError(msg)
-        if self._alive >= self._limits.subagents_at_once:
-            msg = f"a run may have at most {self._limits.subagents_at_once} sub-agents at once"
-            raise LimitExceededError(msg)
+            return LimitExceededError(f"sub-agents may be at most {depth} levels deep")
+        most = self._limits.subagents_at_once
+        if self._alive >= most:
+            return LimitExceededError(f"a run may have at most {most} sub-agents at once")
+        return None
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """One more is alive in this block."""
         self._alive += 1
         try:
             yield

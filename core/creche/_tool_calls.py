@@ -14,10 +14,12 @@ import trio
 
 from creche._approval import ApprovalRequest, Approver, ask
 from creche._arguments import ArgumentsError, canonical_json, parse_arguments
+from creche._audit import SecurityAudit
+from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
 from creche._emitter import redact_json
-from creche._errors import RunError
+from creche._errors import AuditUnavailableError, RunError
 from creche._failures import identity
 from creche._limits import Limits
 from creche._outcome import AbandonedThread, StopMeans, StoppedTool
@@ -89,11 +91,15 @@ class ToolCalls:
         share: ToolShare,
         policy: ToolPolicy,
         approver: Approver | None,
+        audit: SecurityAudit | None,
         tally: ToolTally,
     ) -> None:
-        allowed = (tool for tool in tools if _is_allowed(policy, context, tool))
+        offered = tuple(tools)
+        allowed = (tool for tool in offered if _is_allowed(policy, context, tool, audit))
         self.tools = MappingProxyType({tool.name: tool for tool in allowed})
+        self._denied = frozenset(tool.name for tool in offered) - self.tools.keys()
         self.tally = tally
+        self._audit = audit
         self._context = context
         self._limits = limits
         self._share = share
@@ -101,11 +107,21 @@ class ToolCalls:
 
     async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
         """What becomes of a call. A tool that is denied and one that is not are answered alike."""
-        refusal = self._refusal(call_id)
+        refusal = await self._refusal(call_id)
         if refusal is not None:
             return refusal
         called = self.tools.get(name)
         if called is None:
+            if name in self._denied:
+                # Not waited for: how long the answer took would tell that there is such a tool.
+                note_refusal(
+                    self._audit,
+                    "privilege_escalation",
+                    self._context,
+                    resource=f"tool {name}",
+                    operation="call",
+                    outcome="absent",
+                )
             return failure(call_id, f"There is no tool named {name!r}.")
         try:
             checked = parse_arguments(arguments, called.arguments, called.shape)
@@ -121,29 +137,45 @@ class ToolCalls:
                 tool_call_id=call_id,
                 arguments=canonical_json(arguments or "{}"),
             )
-            objection = await ask(self._approver, request, self._limits.approval_timeout)
+            objection = await ask(
+                self._approver, request, self._limits.approval_timeout, audit=self._audit
+            )
             if objection is not None:
                 return failure(call_id, objection)
         return await self._called(call_id, called, checked, arguments)
 
-    def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
-        """What a call gets that is over the run's budget or the user's rate."""
+    async def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
+        """What a call gets that is over the run's budget or the user's rate; it is audited."""
         if self.tally.granted >= self._limits.tool_calls:
-            return failure(
-                call_id,
+            said = (
                 f"This run has made all of the {self._limits.tool_calls} tool calls that it may "
-                "make. Answer with what you have; another run can make more.",
+                "make. Answer with what you have; another run can make more."
             )
+            return await self._limited(call_id, "tool calls of a run", said)
         wait = self._share.take()
         if wait > 0:
-            return failure(
-                call_id,
+            said = (
                 f"Too many tool calls: {self._limits.tool_calls_per_minute} a minute are allowed. "
-                f"Try again in {wait:.1f} s.",
-                retry_after=wait,
+                f"Try again in {wait:.1f} s."
             )
+            return await self._limited(call_id, "tool calls a minute", said, retry_after=wait)
         self.tally.granted += 1
         return None
+
+    async def _limited(
+        self, call_id: ToolCallId, resource: str, said: str, *, retry_after: float | None = None
+    ) -> ToolResult:
+        try:
+            await record_limit(
+                self._audit,
+                self._context,
+                resource=resource,
+                operation="call a tool",
+                outcome="refused",
+            )
+        except AuditUnavailableError as error:
+            return failure(call_id, f"The call was refused: {error}.")
+        return failure(call_id, said, retry_after=retry_after)
 
     async def _called(
         self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct, arguments: str
@@ -223,6 +255,7 @@ class ToolCalls:
 
     def _failed(self, call: _Call, error: BaseException) -> ToolResult:
         call_id, name = call.id, call.tool.name
+        note_mix_up_of(self._audit, error, f"tool {name}", self._context)
         passing, fault = split(error)
         if passing is not None or fault is None:
             self.tally.stopped.append(StoppedTool(name=name, how=call.how))
@@ -249,13 +282,16 @@ def _means_of(called: Tool) -> StopMeans:
     return "cancelled" if called.is_async else "stopped"
 
 
-def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -> bool:
+def _is_allowed(
+    policy: ToolPolicy, context: UserExecutionContext, tool: Tool, audit: SecurityAudit | None
+) -> bool:
     """What is not a clear yes is a no: an exception, and an `async` policy's coroutine."""
     try:
         answer = cast("object", policy(context, tool))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001  boundary: one question to the embedder's policy
+    except BaseException as error:  # noqa: BLE001  boundary: one question to the embedder's policy
+        note_mix_up_of(audit, error, f"tool policy on {tool.name}", context)
         _log.exception(
             "a tool policy failed on %s, so it is denied", tool.name, extra=identity(context)
         )

@@ -30,6 +30,7 @@ from creche import (
     open_supervisor,
 )
 from creche_server.admission import Sockets
+from creche_server.application import Application
 from creche_server.assistant import Assistant, calculator, clock, history_tool
 from creche_server.audit import open_data
 from creche_server.auth import Auth
@@ -68,7 +69,7 @@ class Listening:
 
 async def serve(
     settings: Settings,
-    agents: AgentClassRegistry | None = None,
+    application: Application | None = None,
     *,
     stop: Stop,
     announce: Callable[[Listening], None] = lambda _: None,
@@ -76,18 +77,20 @@ async def serve(
 ) -> None:
     """Serve until told to stop, then leave in order; see `Stop`.
 
-    `agents` come first, and `assistant` is there beside them. `audit_sink` takes the audit's
-    records instead of what the settings say. Raises AlreadyServedError, AuditTamperedError,
-    OSError if the address cannot be had, and what opening the database or the model raises.
+    The application's agents come first, and `assistant` is there beside them. `audit_sink` takes
+    the audit's records instead of what the settings say. Raises AlreadyServedError,
+    AuditTamperedError, OSError if the address cannot be had, and what opening the database or
+    the model raises.
     """
+    application = application or Application()
     async with open_data(settings, audit_sink) as audit:
         auth = Auth(load_key(settings.data), origins=settings.origins)
-        async with open_database(settings.database_url, alone=True) as store:
+        async with open_database(settings.database_url, migrates=False) as store:
             if lost := await end_lost_runs(store):
                 runs = "1 run" if lost == 1 else f"{lost} runs"
                 _log.warning("%s of a server that died ended as lost", runs)
             tools = (calculator, clock, history_tool(store))
-            registry = all_agents(agents)
+            registry = all_agents(application.registry)
             async with open_models(
                 settings.model,
                 offers(registry, tools),
@@ -98,11 +101,13 @@ async def serve(
                     agents=registry,
                     tools=tools,
                     models=models,
+                    tool_policy=application.tool_policy,
+                    approver=application.approver,
                     limits=settings.limits,
                     store=store,
                     audit=audit,
                 )
-                async with open_journals(store, settings.limits) as journals:
+                async with open_journals(store, settings.limits, audit=audit) as journals:
                     # Connections outlive runs, so that they can pass on the last word.
                     async with open_connections() as connections:
                         grace = _grace(settings)
@@ -257,11 +262,10 @@ def _grace(settings: Settings) -> float:
     return max(0.0, settings.shutdown_timeout - ending)
 
 
-def all_agents(own: AgentClassRegistry | None) -> AgentClassRegistry:
+def all_agents(own: AgentClassRegistry) -> AgentClassRegistry:
     """The embedder's agents first, then `assistant`, unless they have one of that name."""
     registry = AgentClassRegistry()
-    for name in own or ():
-        assert own is not None
+    for name in own:
         agent = own.describe(name)
         registry.register(
             name,

@@ -283,7 +283,7 @@ async def _opened(evidence: Evidence) -> AsyncIterator[tuple[Infrastructure, Jou
     sink = MemorySink()
     async with (
         open_audit(sink) as audit,
-        open_journals(evidence.store, LIMITS) as journals,
+        open_journals(evidence.store, LIMITS, audit=audit) as journals,
     ):
         yield (
             Infrastructure(

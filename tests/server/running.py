@@ -20,7 +20,8 @@ from tests.agui_rules import StockClient
 from tests.small_world import Body, agent_of
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from creche import Agent, AgentClassRegistry, AuditSink, Tool
+from creche import Agent, AuditSink, Tool, ToolPolicy, allow_every_tool
+from creche_server.application import Application, Approve
 from creche_server.auth import Auth
 from creche_server.data_directory import load_key
 from creche_server.outbox import Outbox
@@ -261,6 +262,8 @@ async def open_server(
     tools: tuple[Tool | str, ...] = (),
     *,
     audit_sink: AuditSink | None = None,
+    tool_policy: ToolPolicy = allow_every_tool,
+    approve: Approve | None = None,
     **settings: Any,
 ) -> AsyncIterator[Server]:
     """A server on a free port. Leaving the block stops it, in its own time or as a failure."""
@@ -268,14 +271,11 @@ async def open_server(
     stop = Stop()
     said: list[Listening] = []
     ready, ended = trio.Event(), trio.Event()
-    registry = None
-    if agents is not None:
-        registry = AgentClassRegistry(
-            {
-                name: body if isinstance(body, type) else agent_of(body, tools)
-                for name, body in agents.items()
-            },
-        )
+    made = {
+        name: body if isinstance(body, type) else agent_of(body, tools)
+        for name, body in (agents or {}).items()
+    }
+    application = Application(agents=made, tool_policy=tool_policy, approve=approve)
 
     def announce(listening: Listening) -> None:
         said.append(listening)
@@ -283,7 +283,7 @@ async def open_server(
 
     async def run() -> None:
         try:
-            await serve(chosen, registry, stop=stop, announce=announce, audit_sink=audit_sink)
+            await serve(chosen, application, stop=stop, announce=announce, audit_sink=audit_sink)
         finally:
             ended.set()
 

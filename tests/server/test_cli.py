@@ -455,7 +455,8 @@ class TestServe:
         ("agents", "sentence"),
         [
             ("{}", "there is no agent in it"),
-            ("7", "'agents' must be a mapping of names to agent classes"),
+            ("7", "agents must be a mapping of names to agent classes"),
+            ("None", "agents must be a mapping of names to agent classes"),
             ("{1: Fine}", "an agent's name must be a word, and 1 is none"),
             ("{'a': 1}", "agent 'a' must be a class"),
             ("Needy", "agent 'needy': Needy.__init__ needs arguments"),

@@ -54,8 +54,8 @@ def serve(
     Parameters
     ----------
     agents
-        Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, or
-        one agent class. They are served beside `assistant`.
+        Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, one
+        agent class, or an Application. They are served beside `assistant`.
     host
         The address to listen on (default 127.0.0.1).
     port

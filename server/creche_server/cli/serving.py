@@ -17,8 +17,9 @@ from typing import Final
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
-from creche import AgentClassRegistry, CrecheError, leaves
-from creche_server.cli.loading import AgentsNotFoundError, load_agents
+from creche import CrecheError, leaves
+from creche_server.application import Application
+from creche_server.cli.loading import AgentsNotFoundError, load_application
 from creche_server.data_directory import DataDirectoryError
 from creche_server.database import DatabaseUrlError
 from creche_server.models import UnknownModelError
@@ -48,8 +49,8 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP. Returns an exit code: 0, or 1 with words."""
     configure_logging(settings.log_level, sys.stderr)
     try:
-        registry = load_agents(agents) if agents is not None else None
-        trio.run(partial(_serve, settings, registry))
+        application = load_application(agents) if agents is not None else None
+        trio.run(partial(_serve, settings, application))
     except KeyboardInterrupt:  # before the server took the signals over
         return 130
     # Boundary: the process. What a person can mend is told in a sentence; the rest as it is.
@@ -96,11 +97,11 @@ def _explained_listening(error: OSError, settings: Settings) -> str:
     return f"{settings.host} port {settings.port}: {error.strerror or error}"
 
 
-async def _serve(settings: Settings, registry: AgentClassRegistry | None) -> None:
+async def _serve(settings: Settings, application: Application | None) -> None:
     stop = Stop()
     async with trio.open_nursery() as nursery:
         await nursery.start(_heed_signals, stop, settings.shutdown_timeout)
-        await serve(settings, registry, stop=stop, announce=_announce)
+        await serve(settings, application, stop=stop, announce=_announce)
         nursery.cancel_scope.cancel()
 
 
