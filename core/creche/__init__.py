@@ -98,7 +98,8 @@ from creche._store import (
 )
 from creche._supervisor import Supervisor, open_supervisor
 from creche._tool_calls import ToolPolicy
-from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
+from creche._tool_sources import ToolSource, ToolSourceContext, ToolSourceError
+from creche._tools import StopFlag, Tool, ToolContext, ToolResult, schema_tool, tool
 
 __all__ = [
     "Agent",
@@ -189,6 +190,9 @@ __all__ = [
     "ToolPolicy",
     "ToolQuotas",
     "ToolResult",
+    "ToolSource",
+    "ToolSourceContext",
+    "ToolSourceError",
     "ToolSpec",
     "UnknownAgentError",
     "Usage",
@@ -213,6 +217,7 @@ __all__ = [
     "redact_text",
     "redact_value",
     "role_of",
+    "schema_tool",
     "split",
     "text_of",
     "tool",

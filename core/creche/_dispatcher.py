@@ -23,6 +23,7 @@ from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
+from creche._tool_sources import ToolSource, open_tool_sources
 from creche._tools import Tool, ToolResult, failure
 
 
@@ -82,6 +83,7 @@ class ToolDispatcher:
         *,
         tools: Iterable[Tool] | None = None,
         infrastructure: ToolInfrastructure | None = None,
+        tool_sources: Mapping[str, ToolSource] | None = None,
         limits: Limits | None = None,
         quotas: ToolQuotas | None = None,
     ) -> AsyncIterator[ToolDispatcher]:
@@ -91,6 +93,9 @@ class ToolDispatcher:
         approver and limits are the infrastructure's, too; without one all tools are allowed, and
         nobody can approve. Its rate and threads are its own unless `quotas` are shared with it.
 
+        `tool_sources` are opened for the block, and closed with it. An infrastructure's are not
+        opened by themselves, since each may take seconds: pass those that are wanted.
+
         Its events go to `dispatcher.journal`, in memory, which is a run's whole and valid log
         once the block has ended.
 
@@ -98,7 +103,8 @@ class ToolDispatcher:
         through it; these get a result that says so. It waits for them, at most
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
-        Raises CrecheError if there is nothing to take tools from.
+        Raises CrecheError if there is nothing to take tools from, and ToolSourceError if a
+        source cannot be opened.
         """
         if tools is None:
             if infrastructure is None:
@@ -109,21 +115,35 @@ class ToolDispatcher:
         limits = limits or (infrastructure.limits if infrastructure else Limits())
         async with open_own_log(context, limits) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
-                dispatcher = cls(
-                    context,
-                    tools,
-                    log.emitter,
-                    limits,
-                    share=share,
-                    policy=infrastructure.tool_policy if infrastructure else allow_every_tool,
-                    approver=infrastructure.approver if infrastructure else None,
-                )
-                dispatcher._journal = log.journal
+                tally = ToolTally()
                 try:
-                    yield dispatcher
+                    async with open_tool_sources(
+                        tool_sources or {},
+                        tuple(tools),
+                        context,
+                        limits,
+                        killed=tally.killed.append,
+                        outlived=tally.abandoned.append,
+                    ) as all_tools:
+                        dispatcher = cls(
+                            context,
+                            all_tools,
+                            log.emitter,
+                            limits,
+                            share=share,
+                            policy=infrastructure.tool_policy
+                            if infrastructure
+                            else allow_every_tool,
+                            approver=infrastructure.approver if infrastructure else None,
+                            tally=tally,
+                        )
+                        dispatcher._journal = log.journal
+                        try:
+                            yield dispatcher
+                        finally:
+                            await dispatcher._close()
                 finally:
-                    await dispatcher._close()
-                    log.receipt.update(dispatcher.receipt)
+                    log.receipt.update(tally.receipt)
 
     def for_subagent(
         self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
@@ -171,11 +191,7 @@ class ToolDispatcher:
     @property
     def receipt(self) -> dict[str, tuple[str, ...]]:
         """What became of tools that did not end by themselves, by name."""
-        return {
-            "tools_stopped": tuple(self._tally.stopped),
-            "threads_abandoned": tuple(self._tally.abandoned),
-            "processes_killed": tuple(self._tally.killed),
-        }
+        return self._tally.receipt
 
     async def dispatch(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 import trio
@@ -24,7 +24,7 @@ from creche._journal import Journal
 from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
 from creche._models import Usage
-from creche._quotas import ToolQuotas
+from creche._quotas import ToolQuotas, ToolShare
 from creche._run import Receipt, Run, RunContext, RunOutcome
 from creche._run_rows import propose_run, run_record, why_refused
 from creche._statistics import RunStatistics, Tally
@@ -32,6 +32,8 @@ from creche._store import now
 from creche._subagents import Subagents
 from creche._terminal import costs_of, terminal_event
 from creche._tool_calls import ToolTally
+from creche._tool_sources import ToolSource, open_tool_sources
+from creche._tools import Tool
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -153,19 +155,9 @@ class ExecutionEngine:
             self._voice.queued(round(run.queued_for * 1000))
         with self._quotas.share(run.user_id) as share:
             finish = _Finish(started=started)
-            dispatcher = ToolDispatcher(
-                run.context,
-                self._infrastructure.tools_of(run.agent),
-                self._emitter,
-                self._limits,
-                share=share,
-                policy=self._infrastructure.tool_policy,
-                approver=self._infrastructure.approver,
-                tally=finish.tools,
-            )
             logged = logged_context.set(run.context)
             try:
-                await self._barrier(finish, dispatcher, history)
+                await self._barrier(finish, share, history)
             finally:
                 logged_context.reset(logged)
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
@@ -198,13 +190,13 @@ class ExecutionEngine:
             msg = "an engine executes one run, once; open another for the next"
             raise CrecheError(msg)
 
-    async def _barrier(self, finish: _Finish, dispatcher: ToolDispatcher, history: History) -> None:
+    async def _barrier(self, finish: _Finish, share: ToolShare, history: History) -> None:
         """Run the agent; all that it can raise, but Trio's Cancelled and ^C, is a failure of it."""
         run = self._run
         try:
             run._scope.deadline = trio.current_time() + self._limits.run_timeout  # noqa: SLF001
             with run._scope:  # noqa: SLF001
-                await self._within_nursery(finish, dispatcher, history)
+                await self._within_nursery(finish, share, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
             passing, finish.failure = split(error)
@@ -228,28 +220,75 @@ class ExecutionEngine:
                 # A nursery takes any Cancelled for its own; success it was not.
                 finish.failure = CrecheError("the agent raised a Cancelled that nobody sent")
 
-    async def _within_nursery(
-        self, finish: _Finish, dispatcher: ToolDispatcher, history: History
-    ) -> None:
+    async def _within_nursery(self, finish: _Finish, share: ToolShare, history: History) -> None:
         run = self._run
+        sources = self._infrastructure.sources_of(run.agent)
+        tools = self._infrastructure.tools_of(run.agent)
         async with trio.open_nursery() as nursery:
             run._nursery = nursery  # noqa: SLF001  # creche: shared with its own run; None again after
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
-            context = RunContext(
-                run,
-                context=run.context,
-                messages=tuple(await history()),
-                emitter=self._emitter,
-                dispatcher=dispatcher,
-                models=self._infrastructure.models,
-                limits=self._limits,
-                spawner=Subagents(self._infrastructure, finish.watch),
-                tally=finish.tally,
-                usage=finish.usage,
-            )
-            # In a task of its own: code that leaves a nursery open corrupts the task that it runs
-            # in, and Trio tells that to the nursery of that task, which must be this one.
-            nursery.start_soon(self._answer, context, finish, nursery)
+            if sources:
+                nursery.start_soon(self._answer_amid, sources, tools, finish, share, history)
+            else:
+                context = self._handed(tools, finish, share, tuple(await history()))
+                # In a task of its own: code that leaves a nursery open corrupts the task that it
+                # runs in, and Trio tells that to the nursery of that task, which must be this one.
+                nursery.start_soon(self._answer, context, finish, nursery)
+
+    async def _answer_amid(
+        self,
+        sources: Mapping[str, ToolSource],
+        tools: tuple[Tool, ...],
+        finish: _Finish,
+        share: ToolShare,
+        history: History,
+    ) -> None:
+        """Answer, with tool sources open around the agent; they close when its task has ended."""
+        run = self._run
+        async with open_tool_sources(
+            sources,
+            tools,
+            run.context,
+            self._limits,
+            killed=finish.tools.killed.append,
+            outlived=finish.tools.abandoned.append,
+            told_to_end=lambda: run._cancelled_at,  # noqa: SLF001
+        ) as all_tools:
+            context = self._handed(all_tools, finish, share, tuple(await history()))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._answer, context, finish, nursery)
+
+    def _handed(
+        self,
+        tools: tuple[Tool, ...],
+        finish: _Finish,
+        share: ToolShare,
+        messages: tuple[Message, ...],
+    ) -> RunContext:
+        """What the agent is handed."""
+        run = self._run
+        dispatcher = ToolDispatcher(
+            run.context,
+            tools,
+            self._emitter,
+            self._limits,
+            share=share,
+            policy=self._infrastructure.tool_policy,
+            approver=self._infrastructure.approver,
+            tally=finish.tools,
+        )
+        return RunContext(
+            run,
+            context=run.context,
+            messages=messages,
+            emitter=self._emitter,
+            dispatcher=dispatcher,
+            models=self._infrastructure.models,
+            limits=self._limits,
+            spawner=Subagents(self._infrastructure, finish.watch),
+            tally=finish.tally,
+            usage=finish.usage,
+        )
 
     async def _answer(self, context: RunContext, finish: _Finish, nursery: trio.Nursery) -> None:
         registry = self._infrastructure.registry
@@ -318,7 +357,7 @@ class ExecutionEngine:
         closed = finish.nursery_closed
         asked = run._cancelled_at  # noqa: SLF001
         if asked is None:
-            asked = finish.agent_returned or closed
+            asked = closed if finish.agent_returned is None else finish.agent_returned
         return Receipt(
             reason=reason,
             elapsed_ms=round(max(0.0, closed - asked) * 1000),

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
+
+import trio
 
 from creche import _events as events
+from creche._agents import AgentDescription
 from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import MAX_DEPTH, UserExecutionContext
@@ -22,6 +25,7 @@ from creche._infrastructure import Infrastructure
 from creche._messages import AgentInput, Message, as_messages
 from creche._run import RunContext
 from creche._steps import SubagentResult
+from creche._tool_sources import open_tool_sources
 
 _log: Final = logging.getLogger("creche.subagents")
 
@@ -43,12 +47,9 @@ class Subagents:
         with self._counted(parent):
             context = parent.context.child(f"agent {agent}")
             voice = parent.emit.subagent(context, agent, described.description)
-            tools = self._infrastructure.tools_of(agent)
-            dispatcher = parent.tools.for_subagent(context, tools, voice)
             try:
                 self._watch.begin(registry.guards_of(agent))
-                child = self._handed(parent, context, asked, voice, dispatcher)
-                result = await described.agent_class().run(child)
+                result = await self._answer(parent, described, context, asked, voice)
             # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
             except BaseException as error:  # noqa: BLE001
                 return _failed(agent, context, voice, error)
@@ -65,6 +66,44 @@ class Subagents:
                 result=result,
                 text=voice.last_words,
             )
+
+    async def _answer(
+        self,
+        parent: RunContext,
+        described: AgentDescription,
+        context: UserExecutionContext,
+        asked: tuple[Message, ...],
+        voice: SubagentEmitter,
+    ) -> Any:
+        """Make an instance and have it answer, amid tool sources of its own if it wants any."""
+        tools = self._infrastructure.tools_of(described.name)
+        sources = self._infrastructure.sources_of(described.name)
+        if not sources:
+            dispatcher = parent.tools.for_subagent(context, tools, voice)
+            child = self._handed(parent, context, asked, voice, dispatcher)
+            return await described.agent_class().run(child)
+        run = parent._run  # noqa: SLF001  one idea, two modules
+        tally = parent.tools._tally  # noqa: SLF001  likewise
+        results: list[Any] = []
+
+        async def answer(child: RunContext) -> None:
+            results.append(await described.agent_class().run(child))
+
+        async with open_tool_sources(
+            sources,
+            tools,
+            context,
+            self._limits,
+            killed=tally.killed.append,
+            outlived=tally.abandoned.append,
+            told_to_end=lambda: run._cancelled_at,  # noqa: SLF001
+        ) as all_tools:
+            dispatcher = parent.tools.for_subagent(context, all_tools, voice)
+            # In a task of its own: a nursery that it leaves open must not corrupt this one, in
+            # which the sources are to be closed.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer, self._handed(parent, context, asked, voice, dispatcher))
+        return results[0]
 
     def _handed(
         self,

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-import msgspec
 import trio
 
 from creche._approval import ApprovalRequest, Approver, ask
-from creche._arguments import ArgumentsError, canonical_json, parse_arguments
+from creche._arguments import ArgumentsError, canonical_json
 from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
 from creche._emitter import redact_json
@@ -66,6 +65,15 @@ class ToolTally:
     abandoned: list[str] = dataclasses.field(default_factory=list[str])  # they would not stop
     killed: list[str] = dataclasses.field(default_factory=list[str])  # their processes, at work
 
+    @property
+    def receipt(self) -> dict[str, tuple[str, ...]]:
+        """What became of tools that did not end by themselves, by name."""
+        return {
+            "tools_stopped": tuple(self.stopped),
+            "threads_abandoned": tuple(self.abandoned),
+            "processes_killed": tuple(self.killed),
+        }
+
 
 class ToolCalls:
     """What one run may call, what it has called, and what became of tools that were stopped."""
@@ -98,7 +106,7 @@ class ToolCalls:
         if called is None:
             return failure(call_id, f"There is no tool named {name!r}.")
         try:
-            checked = parse_arguments(arguments, called.arguments, called.shape)
+            keywords = called.keywords(arguments)
         except ArgumentsError as error:
             return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
         # Boundary: one tool, whose types have code of their own that runs when they are made.
@@ -114,7 +122,7 @@ class ToolCalls:
             objection = await ask(self._approver, request, self._limits.approval_timeout)
             if objection is not None:
                 return failure(call_id, objection)
-        return await self._called(call_id, called, checked, arguments)
+        return await self._called(call_id, called, keywords, arguments)
 
     def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
         """What a call gets that is over the run's budget or the user's rate."""
@@ -136,7 +144,7 @@ class ToolCalls:
         return None
 
     async def _called(
-        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct, arguments: str
+        self, call_id: ToolCallId, called: Tool, keywords: dict[str, Any], arguments: str
     ) -> ToolResult:
         """Run the tool under its deadline; all that it can raise is a failure of it."""
         name = called.name
@@ -146,7 +154,7 @@ class ToolCalls:
                     answer = await self._in_process(called, arguments)
                     content, value = answer.content, answer.value
                 else:
-                    value = await self._in_this_process(call_id, called, checked)
+                    value = await self._in_this_process(call_id, called, keywords)
                     content = content_of(value)
                 content = self._told(content)
                 return ToolResult(tool_call_id=call_id, content=content, value=value)
@@ -175,9 +183,8 @@ class ToolCalls:
         return short if short is content else shortened(redact_json(content), most)
 
     async def _in_this_process(
-        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct
+        self, call_id: ToolCallId, called: Tool, keywords: dict[str, Any]
     ) -> Any:
-        keywords = {field: getattr(checked, field) for field in checked.__struct_fields__}
         stop = StopFlag()
         if called.context_parameter is not None:
             keywords[called.context_parameter] = ToolContext(self._context, call_id, stop)
