@@ -234,6 +234,17 @@ class TestAServerThatCannotBeUsed:
         assert "'bad'" in events[-1]["message"]
         assert words in events[-1]["message"]
 
+    async def test_is_gone_when_it_took_too_long_to_open(self, tmp_path: Path) -> None:
+        late = tmp_path / "late"
+        late.mkdir()
+        command = ["sh", "-c", f"echo $$ > {late}/part; mv {late}/part {late}/pid; exec sleep 60"]
+        settings: dict[str, Any] = {"late": {"command": command}}
+        async with serving(tmp_path, settings, tool_source_timeout=1) as (_, chat):
+            events = await chat.run("hello")
+            assert not is_alive(await pid_of(late))
+        assert "did not open within 1 s." in events[-1]["message"]
+        assert receipt_of(events[-1])["processes_killed"] == ["late"]
+
     async def test_tells_nobody_what_it_said_or_was_told(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
     ) -> None:
