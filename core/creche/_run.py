@@ -37,7 +37,7 @@ class Receipt:
     tasks_ended: int  # that were alive when the end was asked for
     tools_stopped: tuple[str, ...] = ()
     threads_abandoned: tuple[str, ...] = ()  # tools whose threads would not stop
-    processes_killed: tuple[str, ...] = ()  # tools whose processes were killed at work
+    processes_killed: tuple[str, ...] = ()  # tools killed at work, sources that would not go
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes into `metadata.creche.receipt`."""

@@ -60,7 +60,7 @@ class ToolTally:
     calls: int = 0
     failures: int = 0
     granted: int = 0  # of the calls, those that counted for the run's budget
-    # names of tools
+    # names of tools, and of tool sources
     stopped: list[str] = dataclasses.field(default_factory=list[str])  # by the run's end
     abandoned: list[str] = dataclasses.field(default_factory=list[str])  # they would not stop
     killed: list[str] = dataclasses.field(default_factory=list[str])  # their processes, at work

@@ -26,6 +26,7 @@ from creche import (
     ToolDispatcher,
     ToolSourceContext,
     ToolSourceError,
+    assert_isolated,
     open_supervisor,
     schema_tool,
     tool,
@@ -290,6 +291,25 @@ class TestARun:
         outcome = await executed(made({"desk": desk}, asks=asks))
         assert outcome.status == "failed"
         assert desk.live == 0
+
+    async def test_shares_nothing_of_its_sources_with_another(
+        self, autojump_clock: MockClock
+    ) -> None:
+        desk = Source()
+        handed: list[RunContext] = []
+
+        async def asks(run: RunContext) -> None:
+            handed.append(run)
+            await trio.sleep(1)
+            assert_isolated([each.tools._calls for each in handed], infrastructure=ours)
+
+        infrastructure = made({"desk": desk}, asks=asks)
+        ours = [infrastructure, infrastructure.limits, desk]
+        async with open_supervisor(infrastructure) as supervisor:
+            runs = [await supervisor.start(context(user), "asks", "hi") for user in (ADA, BOB)]
+            for run in runs:
+                assert (await run.ended()).status == "success"
+        assert len(handed) == 2
 
     async def test_leaves_nothing_of_its_sources_behind(self, autojump_clock: MockClock) -> None:
         desk = Source()

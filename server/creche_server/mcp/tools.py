@@ -83,11 +83,13 @@ def checker(name: str, schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]
         msg = f"tool {name!r}: its schema is none: {str(error.message)[:_LONGEST_COMPLAINT]}"
         raise ToolDefinitionError(msg) from None
     # An empty registry: a schema may refer to its own parts, and to nothing over the network.
-    validator = made(schema, registry=Registry())
+    nothing_else: Registry[Any] = Registry()
+    validator = made(schema, registry=nothing_else)
+    best_match = cast("Any", exceptions).best_match
 
     def check(arguments: Mapping[str, Any]) -> str | None:
         try:
-            found = cast("Any", exceptions.best_match(validator.iter_errors(arguments)))
+            found = best_match(validator.iter_errors(arguments))
         except Unresolvable:
             return "the schema refers to something that is not in it"
         if found is None:
