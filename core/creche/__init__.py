@@ -109,7 +109,8 @@ from creche._store import (
 )
 from creche._supervisor import Supervisor, open_supervisor
 from creche._tool_calls import ToolPolicy, allow_every_tool
-from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
+from creche._tool_sources import ToolSource, ToolSourceContext, ToolSourceError
+from creche._tools import StopFlag, Tool, ToolContext, ToolResult, schema_tool, tool
 
 __all__ = [
     "AbandonedThread",
@@ -204,6 +205,9 @@ __all__ = [
     "ToolPolicy",
     "ToolQuotas",
     "ToolResult",
+    "ToolSource",
+    "ToolSourceContext",
+    "ToolSourceError",
     "ToolSpec",
     "UnknownAgentError",
     "Usage",
@@ -230,6 +234,7 @@ __all__ = [
     "redact_text",
     "redact_value",
     "role_of",
+    "schema_tool",
     "split",
     "text_of",
     "tool",

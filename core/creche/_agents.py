@@ -44,7 +44,7 @@ class Agent(Protocol):
     """Code that answers. Its class is called without arguments, anew for every run.
 
     A class may name the tools that it calls in `tools`: `Tool` objects, or names of tools that
-    the process provides.
+    the process provides; and in `tool_sources` the sources whose tools each of its runs gets.
     """
 
     async def run(self, run: RunContext) -> Any:
@@ -65,6 +65,11 @@ class AgentDescription:
     @property
     def tools(self) -> tuple[Tool | str, ...]:
         return tuple(getattr(self.agent_class, "tools", ()))
+
+    @property
+    def tool_sources(self) -> tuple[str, ...]:
+        """Names of the sources that the process must provide, too."""
+        return tuple(getattr(self.agent_class, "tool_sources", ()))
 
 
 class AgentClassRegistry:
@@ -214,6 +219,7 @@ class ModelAgent:
 
     instructions: ClassVar[str] = "You are a helpful assistant."
     tools: ClassVar[tuple[Tool | str, ...]] = ()
+    tool_sources: ClassVar[tuple[str, ...]] = ()
     model: ClassVar[str] = "default"
 
     async def run(self, run: RunContext) -> None:

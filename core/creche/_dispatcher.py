@@ -21,12 +21,13 @@ from creche._errors import CrecheError, EmitterClosedError
 from creche._journal import Journal
 from creche._limits import Limits
 from creche._models import ToolSpec
-from creche._outcome import AbandonedThread, tools_to_dict
+from creche._outcome import AbandonedThread
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
 from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
+from creche._tool_sources import ToolSource, open_tool_sources
 from creche._tools import Tool, ToolResult, failure
 
 _WANTED: Final = "tools= or infrastructure="
@@ -96,6 +97,7 @@ class ToolDispatcher:
         *,
         tools: Iterable[Tool] | None = None,
         infrastructure: ToolInfrastructure | None = None,
+        tool_sources: Mapping[str, ToolSource] | None = None,
         limits: Limits | None = None,
         quotas: ToolQuotas | None = None,
     ) -> AsyncIterator[ToolDispatcher]:
@@ -107,6 +109,9 @@ class ToolDispatcher:
         nobody can approve. The user's rate and threads are counted for this block alone, unless
         it is given `quotas` (or there are some around): these have the limits they were made with.
 
+        `tool_sources` are opened for the block, and closed with it. An infrastructure's are not
+        opened by themselves, since each may take seconds: pass those that are wanted.
+
         Its events go to `dispatcher.journal`, in memory, which is a run's whole and valid log
         once the block has ended. Log lines from within the block say whose they are.
 
@@ -114,7 +119,8 @@ class ToolDispatcher:
         through it; these get a result that says so. It waits for them, at most
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
-        Raises CrecheError if there is nothing to take tools from.
+        Raises CrecheError if there is nothing to take tools from, and ToolSourceError if a
+        source cannot be opened.
         """
         if infrastructure is None:
             around = surroundings.get() if tools is not None else look_around(_WANTED)
@@ -127,23 +133,37 @@ class ToolDispatcher:
         audit = infrastructure.audit if infrastructure else None
         async with open_own_log(context, limits, audit=audit) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
-                dispatcher = cls(
-                    context,
-                    tools,
-                    log.emitter,
-                    limits,
-                    share=share,
-                    policy=infrastructure.tool_policy if infrastructure else allow_every_tool,
-                    approver=infrastructure.approver if infrastructure else None,
-                    audit=audit,
-                )
-                dispatcher._journal = log.journal
-                with logged_as(context):
-                    try:
-                        yield dispatcher
-                    finally:
-                        await dispatcher._close()
-                        log.receipt.update(dispatcher.receipt)
+                tally = ToolTally()
+                try:
+                    async with open_tool_sources(
+                        tool_sources or {},
+                        tuple(tools),
+                        context,
+                        limits,
+                        killed=tally.killed.append,
+                        outlived=tally.abandon,
+                    ) as all_tools:
+                        dispatcher = cls(
+                            context,
+                            all_tools,
+                            log.emitter,
+                            limits,
+                            share=share,
+                            policy=infrastructure.tool_policy
+                            if infrastructure
+                            else allow_every_tool,
+                            approver=infrastructure.approver if infrastructure else None,
+                            audit=audit,
+                            tally=tally,
+                        )
+                        dispatcher._journal = log.journal
+                        with logged_as(context):
+                            try:
+                                yield dispatcher
+                            finally:
+                                await dispatcher._close()
+                finally:
+                    log.receipt.update(tally.receipt)
 
     def for_subagent(
         self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
@@ -193,7 +213,7 @@ class ToolDispatcher:
     @property
     def receipt(self) -> dict[str, Any]:
         """What became of tools that did not end by themselves, as a receipt tells it."""
-        return tools_to_dict(self._tally.stopped, self._tally.abandoned, self._tally.killed)
+        return self._tally.receipt
 
     async def dispatch(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 import trio
@@ -28,13 +28,15 @@ from creche._journal import Journal
 from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
 from creche._outcome import RunOutcome
-from creche._quotas import ToolQuotas
+from creche._quotas import ToolQuotas, ToolShare
 from creche._run_context import RunContext
 from creche._run_life import RunLife
 from creche._run_rows import propose_run, run_record, why_refused
 from creche._store import now
 from creche._subagents import Subagents
 from creche._terminal import costs_of, terminal_event
+from creche._tool_sources import ToolSource, open_tool_sources
+from creche._tools import Tool
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -194,21 +196,9 @@ class ExecutionEngine:
         if life.queued_for > _WORTH_TELLING:
             self._voice.queued(round(life.queued_for * 1000))
         with self._quotas.share(life.context.user_id) as share:
-            dispatcher = ToolDispatcher(
-                life.context,
-                self._infrastructure.tools_of(life.agent),
-                self._emitter,
-                self._limits,
-                share=share,
-                policy=self._infrastructure.tool_policy,
-                approver=self._infrastructure.approver,
-                audit=self._infrastructure.audit,
-                tally=ending.tools,
-                activities=life.activities,
-            )
             try:
                 with logged_as(life.context):
-                    await self._watched(ending, dispatcher, history)
+                    await self._watched(ending, share, history)
             finally:
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
@@ -236,14 +226,14 @@ class ExecutionEngine:
             msg = "an engine executes one run, once; open another for the next"
             raise CrecheError(msg)
 
-    async def _watched(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
+    async def _watched(self, ending: Ending, share: ToolShare, history: History) -> None:
         """Run the agent, with somebody beside it who sees to it that its end is told in time."""
         self._life.scope.deadline = ending.started + self._limits.run_timeout
         # Who cancels us from outside must not stop the watching: cleanup is what it is for.
         watching = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, watching, ending)
-            await self._barrier(ending, dispatcher, history)
+            await self._barrier(ending, share, history)
             watching.cancel()
 
     async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
@@ -269,12 +259,12 @@ class ExecutionEngine:
                 )
                 await self._conclude(ending, outcome)
 
-    async def _barrier(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
+    async def _barrier(self, ending: Ending, share: ToolShare, history: History) -> None:
         """Run the agent; all that it can raise, but Trio's Cancelled and ^C, is a failure of it."""
         life = self._life
         try:
             with life.scope:
-                await self._within_nursery(ending, dispatcher, history)
+                await self._within_nursery(ending, share, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
             ending.raised(error)
@@ -285,28 +275,77 @@ class ExecutionEngine:
             ending.nursery_closed = trio.current_time()
             life.note_ending(ending.nursery_closed)
 
-    async def _within_nursery(
-        self, ending: Ending, dispatcher: ToolDispatcher, history: History
-    ) -> None:
+    async def _within_nursery(self, ending: Ending, share: ToolShare, history: History) -> None:
         life = self._life
+        sources = self._infrastructure.sources_of(life.agent)
+        tools = self._infrastructure.tools_of(life.agent)
         async with trio.open_nursery() as nursery:
             life.nursery = nursery  # creche: shared with its own run; None again after it
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
-            context = RunContext(
-                life,
-                context=life.context,
-                messages=tuple(await history()),
-                emitter=self._emitter,
-                dispatcher=dispatcher,
-                models=self._infrastructure.models,
-                limits=self._limits,
-                spawner=Subagents(self._infrastructure, life, ending.tally, ending.watch),
-                tally=ending.tally,
-                usage=ending.usage,
-            )
-            # In a task of its own: code that leaves a nursery open corrupts the task that it runs
-            # in, and Trio tells that to the nursery of that task, which must be this one.
-            nursery.start_soon(self._answer, context, ending, nursery)
+            if sources:
+                nursery.start_soon(self._answer_amid, sources, tools, ending, share, history)
+            else:
+                context = self._handed(tools, ending, share, tuple(await history()))
+                # In a task of its own: code that leaves a nursery open corrupts the task that it
+                # runs in, and Trio tells that to the nursery of that task, which must be this one.
+                nursery.start_soon(self._answer, context, ending, nursery)
+
+    async def _answer_amid(
+        self,
+        sources: Mapping[str, ToolSource],
+        tools: tuple[Tool, ...],
+        ending: Ending,
+        share: ToolShare,
+        history: History,
+    ) -> None:
+        """Answer, with tool sources open around the agent; they close when its task has ended."""
+        life = self._life
+        async with open_tool_sources(
+            sources,
+            tools,
+            life.context,
+            self._limits,
+            killed=ending.tools.killed.append,
+            outlived=ending.tools.abandon,
+            told_to_end=lambda: life.ending_at,
+        ) as all_tools:
+            context = self._handed(all_tools, ending, share, tuple(await history()))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._answer, context, ending, nursery)
+
+    def _handed(
+        self,
+        tools: tuple[Tool, ...],
+        ending: Ending,
+        share: ToolShare,
+        messages: tuple[Message, ...],
+    ) -> RunContext:
+        """What the agent is handed."""
+        life, infrastructure = self._life, self._infrastructure
+        dispatcher = ToolDispatcher(
+            life.context,
+            tools,
+            self._emitter,
+            self._limits,
+            share=share,
+            policy=infrastructure.tool_policy,
+            approver=infrastructure.approver,
+            audit=infrastructure.audit,
+            tally=ending.tools,
+            activities=life.activities,
+        )
+        return RunContext(
+            life,
+            context=life.context,
+            messages=messages,
+            emitter=self._emitter,
+            dispatcher=dispatcher,
+            models=infrastructure.models,
+            limits=self._limits,
+            spawner=Subagents(infrastructure, life, ending),
+            tally=ending.tally,
+            usage=ending.usage,
+        )
 
     async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
         registry = self._infrastructure.registry

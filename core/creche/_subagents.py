@@ -8,23 +8,26 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
+
+import trio
 
 from creche import _events as events
+from creche._agents import AgentDescription
 from creche._auditing import note_mix_up_of, record_limit
 from creche._barrier import split
-from creche._class_guard import ClassWatch
 from creche._context import MAX_DEPTH, UserExecutionContext
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import SubagentEmitter, timestamp
+from creche._ending import Ending
 from creche._errors import LimitExceededError
 from creche._failures import json_or_none, log_failure, public
 from creche._infrastructure import Infrastructure
 from creche._messages import AgentInput, Message, as_messages
 from creche._run_context import RunContext
 from creche._run_life import RunLife
-from creche._statistics import Tally
 from creche._steps import SubagentResult
+from creche._tool_sources import open_tool_sources
 
 _log: Final = logging.getLogger("creche.subagents")
 
@@ -36,14 +39,12 @@ class Subagents:
         self,
         infrastructure: Infrastructure,
         life: RunLife,
-        tally: Tally,
-        watch: ClassWatch,
+        ending: Ending,
     ) -> None:
         self._infrastructure = infrastructure
         self._limits = infrastructure.limits
         self._life = life
-        self._tally = tally
-        self._watch = watch
+        self._ending = ending
         self._alive = 0
 
     async def spawn(self, parent: RunContext, agent: str, state: AgentInput) -> SubagentResult:
@@ -63,12 +64,9 @@ class Subagents:
         with self._counted(), self._life.activities.during("subagent", agent):
             context = parent.context.child(f"agent {agent}")
             voice = parent.emit.subagent(context, agent, described.description)
-            tools = self._infrastructure.tools_of(agent)
-            dispatcher = parent.tools.for_subagent(context, tools, voice)
             try:
-                self._watch.begin(registry.guards_of(agent))
-                child = self._handed(parent, context, asked, voice, dispatcher)
-                result = await described.agent_class().run(child)
+                self._ending.watch.begin(registry.guards_of(agent))
+                result = await self._answer(parent, described, context, asked, voice)
             # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
             except BaseException as error:  # noqa: BLE001
                 note_mix_up_of(self._infrastructure.audit, error, f"agent {agent}", context)
@@ -87,6 +85,42 @@ class Subagents:
                 text=voice.last_words,
             )
 
+    async def _answer(
+        self,
+        parent: RunContext,
+        described: AgentDescription,
+        context: UserExecutionContext,
+        asked: tuple[Message, ...],
+        voice: SubagentEmitter,
+    ) -> Any:
+        """Make an instance and have it answer, amid tool sources of its own if it wants any."""
+        tools = self._infrastructure.tools_of(described.name)
+        sources = self._infrastructure.sources_of(described.name)
+        if not sources:
+            dispatcher = parent.tools.for_subagent(context, tools, voice)
+            child = self._handed(parent, context, asked, voice, dispatcher)
+            return await described.agent_class().run(child)
+        results: list[Any] = []
+
+        async def answer(child: RunContext) -> None:
+            results.append(await described.agent_class().run(child))
+
+        async with open_tool_sources(
+            sources,
+            tools,
+            context,
+            self._limits,
+            killed=self._ending.tools.killed.append,
+            outlived=self._ending.tools.abandon,
+            told_to_end=lambda: self._life.ending_at,
+        ) as all_tools:
+            dispatcher = parent.tools.for_subagent(context, all_tools, voice)
+            # In a task of its own: a nursery that it leaves open must not corrupt this one, in
+            # which the sources are to be closed.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer, self._handed(parent, context, asked, voice, dispatcher))
+        return results[0]
+
     def _handed(
         self,
         parent: RunContext,
@@ -96,7 +130,7 @@ class Subagents:
         dispatcher: ToolDispatcher,
     ) -> RunContext:
         """What the sub-agent is handed: its own, but for what it spends."""
-        self._tally.subagents += 1
+        self._ending.tally.subagents += 1
         return RunContext(
             self._life,
             context=context,
@@ -106,7 +140,7 @@ class Subagents:
             models=self._infrastructure.models,
             limits=self._limits,
             spawner=self,
-            tally=self._tally,
+            tally=self._ending.tally,
             usage=parent.usage,
         )
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-import msgspec
 import trio
 
 from creche._approval import ApprovalRequest, Approver, ask
-from creche._arguments import ArgumentsError, canonical_json, parse_arguments
+from creche._arguments import ArgumentsError, canonical_json
 from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._barrier import leaves, split
@@ -22,7 +21,7 @@ from creche._emitter import redact_json
 from creche._errors import AuditUnavailableError, RunError
 from creche._failures import identity
 from creche._limits import Limits
-from creche._outcome import AbandonedThread, StopMeans, StoppedTool
+from creche._outcome import AbandonedThread, StopMeans, StoppedTool, tools_to_dict
 from creche._quotas import ToolShare
 from creche._redaction import redact_text
 from creche._store import now
@@ -68,6 +67,15 @@ class ToolTally:
     stopped: list[StoppedTool] = dataclasses.field(default_factory=list[StoppedTool])
     abandoned: list[AbandonedThread] = dataclasses.field(default_factory=list[AbandonedThread])
     killed: list[str] = dataclasses.field(default_factory=list[str])  # whose processes, at work
+
+    @property
+    def receipt(self) -> dict[str, Any]:
+        """What became of tools that did not end by themselves, as a receipt tells it."""
+        return tools_to_dict(self.stopped, self.abandoned, self.killed)
+
+    def abandon(self, name: str) -> None:
+        """This tool, or what it is from, would not stop."""
+        self.abandoned.append(AbandonedThread(name=name, since=now()))
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -124,7 +132,7 @@ class ToolCalls:
                 )
             return failure(call_id, f"There is no tool named {name!r}.")
         try:
-            checked = parse_arguments(arguments, called.arguments, called.shape)
+            keywords = called.keywords(arguments)
         except ArgumentsError as error:
             return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
         # Boundary: one tool, whose types have code of their own that runs when they are made.
@@ -142,7 +150,7 @@ class ToolCalls:
             )
             if objection is not None:
                 return failure(call_id, objection)
-        return await self._called(call_id, called, checked, arguments)
+        return await self._called(call_id, called, keywords, arguments)
 
     async def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
         """What a call gets that is over the run's budget or the user's rate; it is audited."""
@@ -178,7 +186,7 @@ class ToolCalls:
         return failure(call_id, said, retry_after=retry_after)
 
     async def _called(
-        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct, arguments: str
+        self, call_id: ToolCallId, called: Tool, keywords: dict[str, Any], arguments: str
     ) -> ToolResult:
         """Run the tool under its deadline; all that it can raise is a failure of it."""
         call = _Call(call_id, called, _means_of(called))
@@ -188,7 +196,7 @@ class ToolCalls:
                     answer = await self._in_process(call, arguments)
                     content, value = answer.content, answer.value
                 else:
-                    value = await self._in_this_process(call, checked)
+                    value = await self._in_this_process(call, keywords)
                     content = content_of(value)
                 content = self._told(content)
                 return ToolResult(tool_call_id=call_id, content=content, value=value)
@@ -216,16 +224,15 @@ class ToolCalls:
         short = shortened(content, most)
         return short if short is content else shortened(redact_json(content), most)
 
-    async def _in_this_process(self, call: _Call, checked: msgspec.Struct) -> Any:
+    async def _in_this_process(self, call: _Call, keywords: dict[str, Any]) -> Any:
         called = call.tool
-        keywords = {field: getattr(checked, field) for field in checked.__struct_fields__}
         stop = StopFlag()
         if called.context_parameter is not None:
             keywords[called.context_parameter] = ToolContext(self._context, call.id, stop)
 
         def abandon() -> None:
             call.how = "abandoned"
-            self.tally.abandoned.append(AbandonedThread(name=called.name, since=now()))
+            self.tally.abandon(called.name)
 
         if called.is_async:
             return await called.function(**keywords)
@@ -240,7 +247,7 @@ class ToolCalls:
     async def _in_process(self, call: _Call, arguments: str) -> Answer:
         def outlived() -> None:
             call.how = "abandoned"
-            self.tally.abandoned.append(AbandonedThread(name=called.name, since=now()))
+            self.tally.abandon(called.name)
 
         called = call.tool
         async with self._share.workers:

@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import msgspec
 
+from creche._arguments import ArgumentsCheck, parse_arguments, parse_object
 from creche._barrier import leaves
 from creche._context import ToolCallId, UserExecutionContext, frozen
 from creche._errors import RunError, ToolDefinitionError
@@ -62,6 +63,15 @@ class Tool:
     is_async: bool
     process: bool = False  # runs in a process that can be killed
     approval: bool = False  # somebody must approve each call
+    # Of a tool that brings its own schema: what is wrong with an arguments object, or None.
+    check: ArgumentsCheck | None = None
+
+    def keywords(self, arguments: str) -> dict[str, Any]:
+        """What its function is to be called with, of arguments in JSON. Raises ArgumentsError."""
+        if self.check is not None:
+            return {"arguments": parse_object(arguments, self.check)}
+        checked = parse_arguments(arguments, self.arguments, self.shape)
+        return {field: getattr(checked, field) for field in checked.__struct_fields__}
 
     @property
     def spec(self) -> ToolSpec:
@@ -159,6 +169,31 @@ def _made(
         process=process,
         approval=approval,
     )
+
+
+def schema_tool(
+    function: Callable[..., Any],
+    *,
+    name: str,
+    description: str,
+    parameters: Mapping[str, Any],
+    check: ArgumentsCheck,
+    approval: bool = False,
+) -> Tool:
+    """Make a tool whose arguments are described by a JSON Schema, as another server tells it.
+
+    `function(arguments)` gets the arguments object whole; a further parameter that is annotated
+    `ToolContext` gets that. `parameters` is what a model is told, `check` what holds calls to it:
+    it says in words what is wrong with an object, or None. Both must mean the same.
+
+    Raises ToolDefinitionError for a function that cannot be called so.
+    """
+    made = tool(name=name, description=description, approval=approval)(function)
+    fields = made.arguments.__struct_fields__
+    if fields != ("arguments",):
+        msg = f"tool {name!r}: its function takes `arguments`, not {', '.join(fields) or 'nothing'}"
+        raise ToolDefinitionError(msg)
+    return dataclasses.replace(made, parameters=frozen(parameters), check=check)
 
 
 def _check_can_be_found(

@@ -59,6 +59,7 @@ async def open_infrastructure(
     *,
     agents: creche.AgentClassRegistry | Mapping[str, type[creche.Agent]] | None = None,
     tools: Sequence[creche.Tool] = (),
+    tool_sources: Mapping[str, creche.ToolSource] | None = None,
     models: Mapping[str, creche.Model] | None = None,
     tool_policy: creche.ToolPolicy | None = None,
     approver: creche.Approver | None = None,
@@ -77,6 +78,7 @@ async def open_infrastructure(
     infrastructure = creche.Infrastructure(
         agents=agents or {},
         tools=tools,
+        tool_sources=tool_sources or {},
         models=models or {},
         tool_policy=tool_policy or allow_every_tool,
         approver=approver,
@@ -84,7 +86,8 @@ async def open_infrastructure(
         store=store or creche.MemoryStore(),
         audit=audit,
     )
-    async with creche.open_journals(infrastructure.store, infrastructure.limits) as journals:
+    opened = creche.open_journals(infrastructure.store, infrastructure.limits, audit=audit)
+    async with opened as journals:
         around = Surroundings(
             infrastructure=infrastructure,
             journals=journals,

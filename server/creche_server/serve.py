@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import ip_address
 from typing import Final
@@ -31,7 +32,7 @@ from creche import (
 )
 from creche_server.admission import Sockets
 from creche_server.application import Application
-from creche_server.assistant import Assistant, calculator, clock, history_tool
+from creche_server.assistant import assistant_with, calculator, clock, history_tool
 from creche_server.audit import open_data
 from creche_server.auth import Auth
 from creche_server.data_directory import address_file, load_key
@@ -39,6 +40,7 @@ from creche_server.database import open_database
 from creche_server.door import Door
 from creche_server.http import make_app
 from creche_server.lookups import Lookups
+from creche_server.mcp import mcp_sources
 from creche_server.models import Offer, open_models
 from creche_server.outbox import Flusher
 from creche_server.services import Services
@@ -79,10 +81,11 @@ async def serve(
 
     The application's agents come first, and `assistant` is there beside them. `audit_sink` takes
     the audit's records instead of what the settings say. Raises AlreadyServedError,
-    AuditTamperedError, OSError if the address cannot be had, and what opening the database or
-    the model raises.
+    AuditTamperedError, McpServerError, OSError if the address cannot be had, and what opening
+    the database or the model raises.
     """
     application = application or Application()
+    sources = mcp_sources(settings.mcp, os.environ)
     async with open_data(settings, audit_sink) as audit:
         auth = Auth(load_key(settings.data), origins=settings.origins)
         async with open_database(settings.database_url, migrates=False) as store:
@@ -90,7 +93,7 @@ async def serve(
                 runs = "1 run" if lost == 1 else f"{lost} runs"
                 _log.warning("%s of a server that died ended as lost", runs)
             tools = (calculator, clock, history_tool(store))
-            registry = all_agents(application.registry)
+            registry = all_agents(application.registry, settings.mcp.for_assistant)
             async with open_models(
                 settings.model,
                 offers(registry, tools),
@@ -100,6 +103,7 @@ async def serve(
                 infrastructure = Infrastructure(
                     agents=registry,
                     tools=tools,
+                    tool_sources=sources,
                     models=models,
                     tool_policy=application.tool_policy,
                     approver=application.approver,
@@ -262,8 +266,11 @@ def _grace(settings: Settings) -> float:
     return max(0.0, settings.shutdown_timeout - ending)
 
 
-def all_agents(own: AgentClassRegistry) -> AgentClassRegistry:
-    """The embedder's agents first, then `assistant`, unless they have one of that name."""
+def all_agents(own: AgentClassRegistry, sources: tuple[str, ...] = ()) -> AgentClassRegistry:
+    """The embedder's agents first, then `assistant`, unless they have one of that name.
+
+    `sources` are the tool sources that the assistant has.
+    """
     registry = AgentClassRegistry()
     for name in own:
         agent = own.describe(name)
@@ -275,7 +282,7 @@ def all_agents(own: AgentClassRegistry) -> AgentClassRegistry:
             requires=agent.requires,
         )
     if "assistant" not in registry:
-        registry.register("assistant", Assistant)
+        registry.register("assistant", assistant_with(sources))
     return registry
 
 

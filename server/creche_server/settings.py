@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from creche import Limits, check_id
+from creche_server.mcp.servers import McpSettings
 
 CONFIG_FILE: Final = "creche.toml"
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
     model_attempts: PositiveInt = Field(
         default=3, description="how often an endpoint is asked, where its failure may pass"
     )
+    mcp: McpSettings = Field(
+        default_factory=McpSettings, description="MCP servers, whose tools agents may ask for"
+    )
     user: str = Field(
         default="local", description="whom the printed link and `creche chat` speak for"
     )
@@ -64,6 +68,7 @@ class Settings(BaseSettings):
     run_timeout: PositiveFloat = Limits().run_timeout
     turn_timeout: PositiveFloat = Limits().turn_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
+    tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
@@ -107,6 +112,7 @@ class Settings(BaseSettings):
             run_timeout=self.run_timeout,
             turn_timeout=self.turn_timeout,
             tool_timeout=self.tool_timeout,
+            tool_source_timeout=self.tool_source_timeout,
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,
             runs_per_thread=self.runs_per_thread,

@@ -46,6 +46,8 @@ def configure_logging(level: str, stream: TextIO) -> None:
     # These tell of every frame and every step; ours tell what matters of it.
     for chatty in ("trio-websocket", "hypercorn", "quart", "httpx", "httpx2", "openai", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Its errors quote what servers said, and ours tell of them without.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
 def _add_run(

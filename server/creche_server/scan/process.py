@@ -125,7 +125,10 @@ def _is_state(
     if isinstance(value, (staticmethod, classmethod)):
         value = cast("staticmethod[..., Any]", value).__func__
     if isinstance(value, functools._lru_cache_wrapper):  # noqa: SLF001  it has no other name
-        return value.cache_info().currsize > 0
+        # A library's own is no state of ours: `urlsplit` has one, for all who import it.
+        cache = cast("functools._lru_cache_wrapper[Any]", value)  # noqa: SLF001  likewise
+        module = str(getattr(cache, "__module__", ""))
+        return module.partition(".")[0] in packages and cache.cache_info().currsize > 0
     if isinstance(value, types.FunctionType):
         defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
         return any(_is_state(item, packages, kinds, depth + 1) for item in defaults)

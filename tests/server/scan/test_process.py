@@ -12,6 +12,8 @@ from creche_server.scan import ProcessState, count_global_state
 NO_STATE = """\
     import dataclasses, enum, functools, logging, re, types, typing, pathlib, msgspec, pydantic
     import collections.abc, datetime, uuid
+    from urllib.parse import urlsplit
+    urlsplit("https://example.com/")  # keeps it, in a cache of its own
     A = 1; B = "a"; C = (1, ("a",)); D = frozenset({1}); E = None; F = b"a"; G = 1.5
     H = types.MappingProxyType({"a": (1,)})
     I = re.compile("a"); J = logging.getLogger("a"); K = typing.TypeVar("K"); L = dict[str, int]
