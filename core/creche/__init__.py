@@ -99,6 +99,7 @@ from creche._store import (
 from creche._supervisor import Supervisor, open_supervisor
 from creche._tool_calls import ToolPolicy
 from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
+from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "Agent",
@@ -164,6 +165,9 @@ __all__ = [
     "RunStatistics",
     "RunStatus",
     "SecurityAudit",
+    "Span",
+    "SpanEnd",
+    "SpanStart",
     "Step",
     "StopFlag",
     "Store",
@@ -190,6 +194,7 @@ __all__ = [
     "ToolQuotas",
     "ToolResult",
     "ToolSpec",
+    "Tracer",
     "UnknownAgentError",
     "Usage",
     "UserExecutionContext",

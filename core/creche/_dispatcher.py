@@ -24,6 +24,7 @@ from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tools import Tool, ToolResult, failure
+from creche._tracing import OTHER, SpanEnd, Spans, Tracer
 
 
 class ToolInfrastructure(Protocol):
@@ -37,6 +38,8 @@ class ToolInfrastructure(Protocol):
     def tool_policy(self) -> ToolPolicy: ...
     @property
     def approver(self) -> Approver | None: ...
+    @property
+    def tracer(self) -> Tracer | None: ...
 
 
 class ToolDispatcher:
@@ -53,8 +56,10 @@ class ToolDispatcher:
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
         tally: ToolTally | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self._tally = tally or ToolTally()
+        self._spans = spans or Spans.of_run(None, context)
         self._calls = ToolCalls(
             context,
             tools,
@@ -117,6 +122,7 @@ class ToolDispatcher:
                     share=share,
                     policy=infrastructure.tool_policy if infrastructure else allow_every_tool,
                     approver=infrastructure.approver if infrastructure else None,
+                    spans=Spans.of_run(infrastructure.tracer if infrastructure else None, context),
                 )
                 dispatcher._journal = log.journal
                 try:
@@ -126,7 +132,11 @@ class ToolDispatcher:
                     log.receipt.update(dispatcher.receipt)
 
     def for_subagent(
-        self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
+        self,
+        context: UserExecutionContext,
+        tools: Iterable[Tool],
+        emitter: EventEmitter,
+        spans: Spans,
     ) -> ToolDispatcher:
         """A dispatcher of a sub-agent's own tools, under this one's limits, budget and policy."""
         return ToolDispatcher(
@@ -138,6 +148,7 @@ class ToolDispatcher:
             policy=self._policy,
             approver=self._approver,
             tally=self._tally,
+            spans=spans,
         )
 
     @property
@@ -198,7 +209,12 @@ class ToolDispatcher:
         name = printable(name)
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
-        with self._under_way(name) as scope:
+        # A name that the model made up may have anything in it.
+        told = name if name in self._calls.tools else OTHER
+        with (
+            self._spans.block("tool", told, tool_call_id=call_id) as span,
+            self._under_way(name) as scope,
+        ):
             await self._emitter.emit(
                 events.ToolCallStart(
                     tool_call_id=call_id,
@@ -216,6 +232,7 @@ class ToolDispatcher:
                 else:
                     result = faulty(call_id)
             self._tally.failures += not result.ok
+            span.ends(_end_of(result, stopped=scope.cancelled_caught))
             await self._say(result)
         return result
 
@@ -257,6 +274,12 @@ class ToolDispatcher:
             while self._live:
                 await self._over.park()
         self._tally.abandoned.extend(self._live.values())
+
+
+def _end_of(result: ToolResult, *, stopped: bool) -> SpanEnd:
+    if stopped:
+        return SpanEnd(status="cancelled", code="dispatcher_closed")
+    return SpanEnd(status="success" if result.ok else "failed", code=result.code)
 
 
 def _told_of(result: ToolResult) -> dict[str, Any]:

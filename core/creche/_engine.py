@@ -30,8 +30,9 @@ from creche._run_rows import propose_run, run_record, why_refused
 from creche._statistics import RunStatistics, Tally
 from creche._store import now
 from creche._subagents import Subagents
-from creche._terminal import costs_of, terminal_event
+from creche._terminal import costs_of, span_end, terminal_event
 from creche._tool_calls import ToolTally
+from creche._tracing import SpanBlock, SpanEnd, Spans
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -68,6 +69,7 @@ class ExecutionEngine:
         self._quotas = quotas or ToolQuotas(infrastructure.limits)
         self._emitter = EventEmitter(run.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
+        self._spans = Spans.of_run(infrastructure.tracer, run.context, run._why_cancelled)  # noqa: SLF001
         self._spent = False
 
     @classmethod
@@ -141,9 +143,18 @@ class ExecutionEngine:
         """
         self._check_unspent()
         self._spent = True
+        with self._spans.block("run", self._run.agent) as span:
+            span.ends(SpanEnd(status="failed", code="lost"))  # unless its end is committed
+            if self._run.outcome is not None:  # it was called off
+                outcome = await self._replay_the_end(asked, self._run.outcome)
+                span.ends(span_end(outcome))
+                return outcome
+            return await self._execute(asked, history, span)
+
+    async def _execute(
+        self, asked: tuple[Message, ...], history: History, span: SpanBlock
+    ) -> RunOutcome:
         run = self._run
-        if run.outcome is not None:  # it was called off
-            return await self._replay_the_end(asked, run.outcome)
         run._cleanup_timeout = self._limits.cleanup_timeout  # noqa: SLF001  one idea, two modules
         started = trio.current_time()
         run.first_seq = self._journal.last_seq + 1
@@ -162,6 +173,7 @@ class ExecutionEngine:
                 policy=self._infrastructure.tool_policy,
                 approver=self._infrastructure.approver,
                 tally=finish.tools,
+                spans=span.inside(run.context),
             )
             logged = logged_context.set(run.context)
             try:
@@ -177,6 +189,7 @@ class ExecutionEngine:
                 seq = self._say_the_end(outcome, usage)
                 await self._commit_the_end(seq)
                 run._conclude(outcome)  # noqa: SLF001  not before: what is shown must not be lost
+                span.ends(span_end(outcome))
                 self._log_end(outcome)
         return outcome
 

@@ -14,6 +14,7 @@ from creche._models import Model
 from creche._store import MemoryStore, Store
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tools import Tool
+from creche._tracing import Tracer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,7 +27,8 @@ class Infrastructure:
 
     `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
-    each call of an `approval=True` tool; without one such calls are refused.
+    each call of an `approval=True` tool; without one such calls are refused. `tracer` is told of
+    the spans of runs; without one, nobody is.
 
     Raises ValueError if an agent asks for a tool that is not there.
     """
@@ -39,6 +41,7 @@ class Infrastructure:
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None
+    tracer: Tracer | None = None
     registry: AgentClassRegistry = dataclasses.field(init=False)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
 

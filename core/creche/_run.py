@@ -22,6 +22,7 @@ from creche._statistics import RunStatistics, Tally
 from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._store import RunStatus, now
 from creche._tools import ToolResult
+from creche._tracing import SpanBlock
 from creche._turns import TurnModel
 
 CancelReason = Literal["user", "disconnect", "deadline", "budget", "superseded", "shutdown"]
@@ -122,6 +123,12 @@ class Run:
         self._scope.cancel()
         self._roused.set()
 
+    def _why_cancelled(self) -> str | None:
+        """The reason for whatever is cancelled in it, while it ends."""
+        if self.reason is None and self._scope.cancel_called:
+            return "deadline"  # which nobody says before the run has ended
+        return self.reason
+
     def _take_turn(self) -> None:
         """It is the thread's active run from now on."""
         self._turn_at = trio.current_time()
@@ -204,6 +211,8 @@ class RunContext:
         usage: list[tuple[str, Usage]],
     ) -> None:
         self._run = run
+        self._spans = dispatcher._spans  # noqa: SLF001  those of one agent belong together
+        self._asking: list[SpanBlock] = []  # its model calls that are under way, latest last
         self._models = models
         self._spawner = spawner
         self._tally = tally
@@ -218,12 +227,16 @@ class RunContext:
     def spent(self, model: str, usage: Usage) -> None:
         """Note what an answer of a model cost, for the run's terminal event.
 
-        Raises TypeError for what is no Usage.
+        In the block of the model's stream it is noted for that call's span, too. Raises
+        TypeError for what is no Usage.
         """
         if type(usage) is not Usage:
             msg = f"a model's stream has text, tool calls and usage, not {type(usage).__name__}"
             raise TypeError(msg)
         self.usage.append((model, usage))
+        for span in reversed(self._asking):
+            if span.spent(model, usage.input_tokens, usage.output_tokens):
+                break
 
     async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
         """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""
@@ -235,11 +248,12 @@ class RunContext:
         Each of its calls counts for the run's statistics, and has `Limits.turn_timeout`.
         """
         try:
-            return TurnModel(self._models[name], self._tally, self.limits)
+            model = self._models[name]
         except KeyError:
             known = ", ".join(sorted(self._models)) or "none"
             msg = f"no model is named {name!r} here (there is {known})"
             raise RunError(msg, code="no_such_model") from None
+        return TurnModel(model, self._tally, self.limits, self._spans, self._asking)
 
     async def spawn(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from creche import _events as events
+from creche._agents import AgentDescription
 from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._context import MAX_DEPTH, UserExecutionContext
@@ -22,6 +23,7 @@ from creche._infrastructure import Infrastructure
 from creche._messages import AgentInput, Message, as_messages
 from creche._run import RunContext
 from creche._steps import SubagentResult
+from creche._tracing import SpanEnd, Spans, as_code
 
 _log: Final = logging.getLogger("creche.subagents")
 
@@ -37,34 +39,48 @@ class Subagents:
 
     async def spawn(self, parent: RunContext, agent: str, state: AgentInput) -> SubagentResult:
         """Run one to its end; its failure is a result."""
-        registry = self._infrastructure.registry
-        described = registry.describe(agent)
+        described = self._infrastructure.registry.describe(agent)
         asked = as_messages(state)
         with self._counted(parent):
             context = parent.context.child(f"agent {agent}")
-            voice = parent.emit.subagent(context, agent, described.description)
-            tools = self._infrastructure.tools_of(agent)
-            dispatcher = parent.tools.for_subagent(context, tools, voice)
-            try:
-                self._watch.begin(registry.guards_of(agent))
-                child = self._handed(parent, context, asked, voice, dispatcher)
-                result = await described.agent_class().run(child)
-            # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
-            except BaseException as error:  # noqa: BLE001
-                return _failed(agent, context, voice, error)
-            voice.finish(
-                events.SubagentFinished(
-                    subagent_run_id=context.request_id,
-                    result=json_or_none(result),
-                    timestamp=timestamp(),
-                ),
-            )
-            return SubagentResult(
-                agent=agent,
-                status="success",
-                result=result,
-                text=voice.last_words,
-            )
+            within = parent._spans  # noqa: SLF001  one idea, two modules
+            with within.block("subagent", agent, context=context) as span:
+                result = await self._answer(parent, described, context, asked, span.inside(context))
+                span.ends(_end_of(result))
+        return result
+
+    async def _answer(
+        self,
+        parent: RunContext,
+        described: AgentDescription,
+        context: UserExecutionContext,
+        asked: tuple[Message, ...],
+        spans: Spans,
+    ) -> SubagentResult:
+        agent = described.name
+        voice = parent.emit.subagent(context, agent, described.description)
+        tools = self._infrastructure.tools_of(agent)
+        dispatcher = parent.tools.for_subagent(context, tools, voice, spans)
+        try:
+            self._watch.begin(self._infrastructure.registry.guards_of(agent))
+            child = self._handed(parent, context, asked, voice, dispatcher)
+            result = await described.agent_class().run(child)
+        # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
+        except BaseException as error:  # noqa: BLE001
+            return _failed(agent, context, voice, error)
+        voice.finish(
+            events.SubagentFinished(
+                subagent_run_id=context.request_id,
+                result=json_or_none(result),
+                timestamp=timestamp(),
+            ),
+        )
+        return SubagentResult(
+            agent=agent,
+            status="success",
+            result=result,
+            text=voice.last_words,
+        )
 
     def _handed(
         self,
@@ -105,6 +121,12 @@ class Subagents:
             yield
         finally:
             self._alive -= 1
+
+
+def _end_of(result: SubagentResult) -> SpanEnd:
+    if result.ok:
+        return SpanEnd(status="success")
+    return SpanEnd(status="failed", code=as_code(result.code or ""))
 
 
 def _failed(

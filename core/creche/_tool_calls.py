@@ -33,6 +33,7 @@ from creche._tools import (
     failure,
     failure_words,
 )
+from creche._tracing import code_of
 
 _log: Final = logging.getLogger("creche.tools")
 
@@ -96,11 +97,12 @@ class ToolCalls:
             return refusal
         called = self.tools.get(name)
         if called is None:
-            return failure(call_id, f"There is no tool named {name!r}.")
+            return failure(call_id, f"There is no tool named {name!r}.", code="unknown_tool")
         try:
             checked = parse_arguments(arguments, called.arguments, called.shape)
         except ArgumentsError as error:
-            return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
+            message = f"The arguments do not fit the tool's schema: {error}"
+            return failure(call_id, message, code="invalid_arguments")
         # Boundary: one tool, whose types have code of their own that runs when they are made.
         except BaseException as error:  # noqa: BLE001
             return self._failed(call_id, name, error)
@@ -113,7 +115,7 @@ class ToolCalls:
             )
             objection = await ask(self._approver, request, self._limits.approval_timeout)
             if objection is not None:
-                return failure(call_id, objection)
+                return failure(call_id, objection, code="not_approved")
         return await self._called(call_id, called, checked, arguments)
 
     def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
@@ -123,6 +125,7 @@ class ToolCalls:
                 call_id,
                 f"This run has made all of the {self._limits.tool_calls} tool calls that it may "
                 "make. Answer with what you have; another run can make more.",
+                code="limit_exceeded",
             )
         wait = self._share.take()
         if wait > 0:
@@ -130,6 +133,7 @@ class ToolCalls:
                 call_id,
                 f"Too many tool calls: {self._limits.tool_calls_per_minute} a minute are allowed. "
                 f"Try again in {wait:.1f} s.",
+                code="limit_exceeded",
                 retry_after=wait,
             )
         self.tally.granted += 1
@@ -164,6 +168,7 @@ class ToolCalls:
         return failure(
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
+            code="tool_timeout",
         )
 
     def _told(self, content: str) -> str:
@@ -220,7 +225,7 @@ class ToolCalls:
         )
         # One from another process has its words from there.
         words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
-        return failure(call_id, redact_text(words))
+        return failure(call_id, redact_text(words), code=code_of(fault))
 
 
 def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -> bool:

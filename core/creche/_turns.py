@@ -12,6 +12,7 @@ from creche._limits import Limits
 from creche._messages import Message
 from creche._models import Model, ModelPart, ToolSpec
 from creche._statistics import Tally
+from creche._tracing import SpanBlock, Spans
 
 
 class TurnModel:
@@ -21,10 +22,20 @@ class TurnModel:
     with the code `turn_timeout`, wherever in the block it is.
     """
 
-    def __init__(self, model: Model, tally: Tally, limits: Limits) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tally: Tally,
+        limits: Limits,
+        spans: Spans,
+        asking: list[SpanBlock],
+    ) -> None:
+        """`asking` has the calls that are under way, latest last."""
         self._model = model
         self._tally = tally
         self._timeout = limits.turn_timeout
+        self._spans = spans
+        self._asking = asking
 
     @property
     def name(self) -> str:
@@ -38,9 +49,14 @@ class TurnModel:
     ) -> AsyncIterator[AsyncIterator[ModelPart]]:
         """See `Model.open_stream`."""
         self._tally.model_calls += 1
-        with trio.move_on_after(self._timeout) as turn:
-            async with self._model.open_stream(messages, tools) as stream:
-                yield stream
-        if turn.cancelled_caught:
-            msg = f"The model's answer took longer than {self._timeout:g} s and was stopped."
-            raise ModelError(msg, code="turn_timeout")
+        with self._spans.block("model", self._model.name) as span:
+            self._asking.append(span)
+            try:
+                with trio.move_on_after(self._timeout) as turn:
+                    async with self._model.open_stream(messages, tools) as stream:
+                        yield stream
+            finally:
+                self._asking.remove(span)
+            if turn.cancelled_caught:
+                msg = f"The model's answer took longer than {self._timeout:g} s and was stopped."
+                raise ModelError(msg, code="turn_timeout")
