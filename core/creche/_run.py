@@ -22,8 +22,7 @@ from creche._statistics import RunStatistics, Tally
 from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._store import RunStatus, now
 from creche._tools import ToolResult
-from creche._tracing import SpanBlock
-from creche._turns import TurnModel
+from creche._turns import Asking, TurnModel, note_cost
 
 CancelReason = Literal["user", "disconnect", "deadline", "budget", "superseded", "shutdown"]
 
@@ -212,7 +211,7 @@ class RunContext:
     ) -> None:
         self._run = run
         self._spans = dispatcher._spans  # noqa: SLF001  those of one agent belong together
-        self._asking: list[SpanBlock] = []  # its model calls that are under way, latest last
+        self._asking: Asking = []
         self._models = models
         self._spawner = spawner
         self._tally = tally
@@ -227,16 +226,14 @@ class RunContext:
     def spent(self, model: str, usage: Usage) -> None:
         """Note what an answer of a model cost, for the run's terminal event.
 
-        In the block of the model's stream it is noted for that call's span, too. Raises
-        TypeError for what is no Usage.
+        Noted in the block of the model's stream, by the task that opened it, it is in the span of
+        that call, too. Raises TypeError for what is no Usage.
         """
         if type(usage) is not Usage:
             msg = f"a model's stream has text, tool calls and usage, not {type(usage).__name__}"
             raise TypeError(msg)
         self.usage.append((model, usage))
-        for span in reversed(self._asking):
-            if span.spent(model, usage.input_tokens, usage.output_tokens):
-                break
+        note_cost(self._asking, model, usage)
 
     async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
         """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""

@@ -258,9 +258,8 @@ class TestEnds:
 
         tracer = RecordingTracer()
         async with open_supervisor(traced(tracer, infrastructure(slow=slow))) as supervisor:
-            for _ in range(2):
-                run = await supervisor.start(context(), "slow", "x")
-            await run.ended()
+            runs = [await supervisor.start(context(), "slow", "x") for _ in range(2)]
+            await runs[-1].ended()
         waits = [told.ended.queue_ms or 0 for told in tracer.spans if told.ended]
         assert waits[0] == 0
         assert 2_900 <= waits[1] <= 3_500
@@ -292,9 +291,9 @@ class TestEnds:
         made = traced(tracer, infrastructure(tools=[echo, breaks, sleeps]))
         opened = ToolDispatcher.create_scoped_dispatcher_context(context(), infrastructure=made)
         async with opened as dispatcher:
-            for name, arguments in codes:
+            for (name, arguments), code in codes.items():
                 result = await dispatcher.dispatch(name, arguments)
-                assert result.code == codes[name, arguments]
+                assert result.code == code
         for told, code in zip(tracer.spans, codes.values(), strict=True):
             assert told.ended == SpanEnd(status="failed" if code else "success", code=code)
 
@@ -347,24 +346,54 @@ class TestEnds:
             await run_of(tracer, made, "asks")
             assert tracer.end_of("model") == SpanEnd(status="failed", code=code)
 
-    async def test_calls_of_one_model_at_once_have_their_costs_together(self, autojump_clock: Any):
+    async def test_of_calls_at_once_each_has_its_own_cost(self, autojump_clock: Any):
+        class Counts(CallingModel):
+            @contextlib.asynccontextmanager
+            async def open_stream(self, messages: Any, tools: Any) -> AsyncIterator[Any]:
+                async def parts() -> AsyncIterator[ModelPart]:
+                    await trio.sleep(5 - len(messages))
+                    yield Usage(len(messages), 0)
+
+                yield parts()
+
         async def asks(run: RunContext) -> None:
-            async def one() -> None:
+            async def one(cost: int) -> None:
                 model = run.model()
-                async with model.open_stream([], []) as stream:
+                async with model.open_stream(list(run.messages) * cost, []) as stream:
                     async for part in stream:
-                        if isinstance(part, Usage):
-                            run.spent(model.name, part)
+                        assert isinstance(part, Usage)
+                        run.spent(model.name, part)
 
             async with trio.open_nursery() as nursery:
-                for _ in range(3):
-                    nursery.start_soon(one)
+                for cost in range(1, 4):
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.start_soon(one, cost)
 
         tracer = RecordingTracer()
-        made = infrastructure(models={"default": CallingModel()}, asks=asks)
+        made = infrastructure(models={"default": Counts()}, asks=asks)
         await run_of(tracer, made, "asks")
-        costs = [t.ended.input_tokens for t in tracer.spans if t.ended and t.started.kind == "model"]
-        assert costs == [10, 10, 10]
+        costs = [
+            t.ended.input_tokens for t in tracer.spans if t.ended and t.started.kind == "model"
+        ]
+        assert costs == [1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("told", "kept"), [(None, 0), (7, 7), (-1, 0), (True, 0), (1.5, 0), ("7", 0)]
+    )
+    async def test_a_count_that_is_none_is_zero(self, told: Any, kept: int, autojump_clock: Any):
+        class Odd(CallingModel):
+            @contextlib.asynccontextmanager
+            async def open_stream(self, *_: Any) -> AsyncIterator[Any]:
+                async def parts() -> AsyncIterator[ModelPart]:
+                    await trio.lowlevel.checkpoint()
+                    yield Usage(told, 1)
+
+                yield parts()
+
+        tracer = RecordingTracer()
+        made = infrastructure(models={"default": Odd()}, asks=Asks)
+        await run_of(tracer, made, "asks")
+        assert tracer.end_of("model").input_tokens == kept
 
 
 class TestWhatIsNeverTold:
