@@ -31,7 +31,7 @@ _EXPORT_TIMEOUT: Final = 5.0  # seconds for one batch, with its retries
 _INTERVAL: Final = 1000.0  # milliseconds for which a span waits for others, at most
 _QUEUE: Final = 8192  # spans that wait to be sent; more are dropped
 _BATCH: Final = 1024  # spans
-_LONGEST_REASON: Final = 200  # characters
+_LONGEST_REASON: Final = 400  # characters
 # Who complains of each single batch that could not be sent, at length.
 _COMPLAINERS: Final = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
@@ -132,40 +132,46 @@ class OtlpTracer:
 class Collector(SpanExporter):
     """The collector, as the sending thread has it: says once that it is away, and when it is back.
 
-    `reason` is filled in by whoever hears the library's complaints.
+    `complain` is for whoever hears what the library says of a batch that was not taken.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._exporter = OTLPSpanExporter(endpoint=url, timeout=_EXPORT_TIMEOUT)
         self._is_over = False
+        self._is_slow = False
         self.answers = True
-        self.reason = ""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = SpanExportResult.FAILURE
         if self._is_over:
-            return result
+            return SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
         except Exception as error:  # noqa: BLE001  boundary: one batch of spans
-            self.reason = self.reason or type(error).__name__
-        if not self._is_over:
-            self._note(taken=result is SpanExportResult.SUCCESS)
+            result = SpanExportResult.FAILURE
+            self.complain(type(error).__name__)
+        if result is not SpanExportResult.SUCCESS:
+            self.complain("no reason given")
+        elif not self.answers:
+            self.answers = True
+            _log.info("the collector at %s takes spans again", self._url)
         return result
 
-    def _note(self, *, taken: bool) -> None:
-        if taken and not self.answers:
-            _log.info("the collector at %s takes spans again", self._url)
-        elif not taken and self.answers:
+    def complain(self, reason: str) -> None:
+        """It did not take a batch, or not at once."""
+        if self.answers and not self._is_over:
+            self.answers = False
             _log.warning(
-                "the collector at %s does not take spans, so they are dropped until it does: %s",
+                "the collector at %s does not take spans; they are dropped until it does: %s",
                 self._url,
-                redact_text(self.reason)[:_LONGEST_REASON],
+                redact_text(reason)[:_LONGEST_REASON],
             )
-        self.answers = taken
-        if taken:
-            self.reason = ""
+
+    def complain_of_speed(self) -> None:
+        """More spans come than it takes."""
+        if self.answers and not self._is_slow:
+            self._is_slow = True
+            _log.warning("the collector at %s is too slow; some spans are dropped", self._url)
 
     def shutdown(self) -> None:
         if not self._is_over:
@@ -178,20 +184,17 @@ class Collector(SpanExporter):
 
 
 class _Complaints(logging.Filter):
-    """Keeps what the libraries log of failed batches out of the log; the collector says it."""
+    """Keeps out of the log what the libraries say of each single batch; the collector says it."""
 
     def __init__(self, collector: Collector) -> None:
         super().__init__()
         self._collector = collector
-        self._has_told = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if "ueue full" not in message:
-            self._collector.reason = self._collector.reason or message
-        elif self._collector.answers and not self._has_told:
-            self._has_told = True
-            _log.warning("spans come faster than the collector takes them; some are dropped")
+        if record.msg.startswith("Queue full"):
+            self._collector.complain_of_speed()
+        elif record.levelno >= logging.WARNING:
+            self._collector.complain(record.getMessage())
         return False
 
 
@@ -234,5 +237,5 @@ class OtlpExporting:
     def give_up(self) -> None:
         """Let `close`, in another thread, come to its end; what it has not sent is lost."""
         if self._collector.answers:
-            _log.warning("the collector was too slow for the last spans; they are lost")
+            _log.warning("the collector did not take the last spans in time; they are lost")
         self._collector.shutdown()
