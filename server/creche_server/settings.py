@@ -94,7 +94,8 @@ class Settings(BaseSettings):
             return None
         parts = urlsplit(value)
         is_plain = not ("@" in parts.netloc or parts.query or parts.fragment)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or not is_plain:
+        is_http = parts.scheme in {"http", "https"} and parts.hostname
+        if not (is_http and is_plain and parts.port != 0):  # `port` raises ValueError, too
             msg = "write it as http://collector:4318, without user, password or query"
             raise ValueError(msg)
         return value.rstrip("/").removesuffix("/v1/traces")

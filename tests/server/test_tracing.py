@@ -17,11 +17,12 @@ import pytest
 import trio
 from tests.server.collecting import Collector, Received, open_collector
 from tests.server.processes import run_creche
-from tests.server.running import Server, open_server
+from tests.server.running import Server, open_server, settings_for
 
 from creche import ModelAgent, RunContext, RunError, SpanEnd, SpanStart, Step, ToolContext, tool
 from creche_server.otlp import Collector as Sending
 from creche_server.otlp import attributes_of_end, attributes_of_start
+from creche_server.serve import _grace
 from creche_server.telemetry import configure_logging
 from creche_server.tracing import FLUSH_TIMEOUT
 
@@ -314,6 +315,10 @@ class TestWithACollectorThatIsAway:
         assert took < FLUSH_TIMEOUT + 1
         (told,) = complaints(caplog)
         assert "did not take the last spans in time" in told.getMessage()
+
+    def test_the_grace_of_runs_leaves_time_for_the_last_spans(self, tmp_path: Path):
+        without = _grace(settings_for(tmp_path))
+        assert _grace(settings_for(tmp_path, otlp_endpoint=NOBODY)) == without - FLUSH_TIMEOUT
 
     def test_it_is_told_once_that_it_is_away_and_once_that_it_is_back(
         self, collector: Collector, caplog: pytest.LogCaptureFixture
