@@ -351,7 +351,7 @@ class TestEnds:
             @contextlib.asynccontextmanager
             async def open_stream(self, messages: Any, tools: Any) -> AsyncIterator[Any]:
                 async def parts() -> AsyncIterator[ModelPart]:
-                    await trio.sleep(5 - len(messages))
+                    await trio.sleep(len(messages))
                     yield Usage(len(messages), 0)
 
                 yield parts()

@@ -81,6 +81,7 @@ async def works(run: RunContext) -> str:
         nursery.start_soon(run.call_tool, "compute", {"secret": secret})
     await run.call_tool("breaks", {"secret": secret})
     await run.call_tool(f"tool_{secret}", {"secret": secret})
+    logging.getLogger("mine.agent").warning("half way")
     call = json.dumps({"secret": secret})
     await run.parallel(
         [
@@ -255,9 +256,10 @@ class TestWithACollector:
             root.handlers[:] = before
             root.setLevel(level)
         lines = [json.loads(line) for line in written.getvalue().splitlines()]
-        told = {(line["trace_id"], line["span_id"]) for line in lines if line["logger"] == "mine"}
-        spans = [r.span for r in collector.spans if r.span.name == "execute_tool look_up"]
-        assert told == {(span.trace_id.hex(), span.span_id.hex()) for span in spans}
+        for logger, name in (("mine", "execute_tool look_up"), ("mine.agent", WORKS)):
+            told = {(ln["trace_id"], ln["span_id"]) for ln in lines if ln["logger"] == logger}
+            spans = [r.span for r in collector.spans if r.span.name == name]
+            assert told == {(span.trace_id.hex(), span.span_id.hex()) for span in spans}
         assert [line for line in lines if "listening" in line["event"] and "span_id" in line] == []
 
     async def test_headers_for_the_collector_come_from_the_environment(
