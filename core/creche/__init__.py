@@ -111,6 +111,7 @@ from creche._supervisor import Supervisor, open_supervisor
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tool_sources import ToolSource, ToolSourceContext, ToolSourceError
 from creche._tools import StopFlag, Tool, ToolContext, ToolResult, schema_tool, tool
+from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "AbandonedThread",
@@ -178,6 +179,9 @@ __all__ = [
     "RunStatistics",
     "RunStatus",
     "SecurityAudit",
+    "Span",
+    "SpanEnd",
+    "SpanStart",
     "Step",
     "StopFlag",
     "StopMeans",
@@ -209,6 +213,7 @@ __all__ = [
     "ToolSourceContext",
     "ToolSourceError",
     "ToolSpec",
+    "Tracer",
     "UnknownAgentError",
     "Usage",
     "UserExecutionContext",

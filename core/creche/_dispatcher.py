@@ -29,6 +29,7 @@ from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tool_sources import ToolSource, open_tool_sources
 from creche._tools import Tool, ToolResult, failure
+from creche._tracing import OTHER, SpanEnd, Spans, Tracer
 
 _WANTED: Final = "tools= or infrastructure="
 
@@ -46,6 +47,8 @@ class ToolInfrastructure(Protocol):
     def approver(self) -> Approver | None: ...
     @property
     def audit(self) -> SecurityAudit | None: ...
+    @property
+    def tracer(self) -> Tracer | None: ...
 
 
 class ToolDispatcher:
@@ -64,9 +67,11 @@ class ToolDispatcher:
         audit: SecurityAudit | None = None,
         tally: ToolTally | None = None,
         activities: Activities | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self._tally = tally or ToolTally()
         self._activities = activities or Activities()
+        self._spans = spans or Spans.of_run(None, context)
         self._calls = ToolCalls(
             context,
             tools,
@@ -155,6 +160,9 @@ class ToolDispatcher:
                             approver=infrastructure.approver if infrastructure else None,
                             audit=audit,
                             tally=tally,
+                            spans=Spans.of_run(
+                                infrastructure.tracer if infrastructure else None, context
+                            ),
                         )
                         dispatcher._journal = log.journal
                         with logged_as(context):
@@ -166,7 +174,11 @@ class ToolDispatcher:
                     log.receipt.update(tally.receipt)
 
     def for_subagent(
-        self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
+        self,
+        context: UserExecutionContext,
+        tools: Iterable[Tool],
+        emitter: EventEmitter,
+        spans: Spans,
     ) -> ToolDispatcher:
         """A dispatcher of a sub-agent's own tools, under this one's limits, budget and policy."""
         return ToolDispatcher(
@@ -180,6 +192,7 @@ class ToolDispatcher:
             audit=self._audit,
             tally=self._tally,
             activities=self._activities,
+            spans=spans,
         )
 
     @property
@@ -236,7 +249,12 @@ class ToolDispatcher:
         name = printable(name)
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
-        with self._under_way(name) as scope:
+        # A name that the model made up may have anything in it.
+        told = name if name in self._calls.tools else OTHER
+        with (
+            self._spans.block("tool", told, tool_call_id=call_id) as span,
+            self._under_way(name) as scope,
+        ):
             await self._emitter.emit(
                 events.ToolCallStart(
                     tool_call_id=call_id,
@@ -256,6 +274,7 @@ class ToolDispatcher:
                 else:
                     result = faulty(call_id)
             self._tally.failures += not result.ok
+            span.ends(_end_of(result, stopped=scope.cancelled_caught))
             await self._say(result)
         return result
 
@@ -301,6 +320,12 @@ class ToolDispatcher:
         self._tally.abandoned.extend(
             AbandonedThread(name=name, since=since) for name in self._live.values()
         )
+
+
+def _end_of(result: ToolResult, *, stopped: bool) -> SpanEnd:
+    if stopped:
+        return SpanEnd(status="cancelled", code="dispatcher_closed")
+    return SpanEnd(status="success" if result.ok else "failed", code=result.code)
 
 
 def _told_of(result: ToolResult) -> dict[str, Any]:

@@ -17,13 +17,15 @@ from creche._run_life import RunLife
 from creche._statistics import RunStatistics, Tally
 from creche._task_tree import names_of_tasks
 from creche._tool_calls import ToolTally
+from creche._tracing import SpanBlock
 
 
 class Ending:
     """Of one run, filled by its engine."""
 
-    def __init__(self, life: RunLife) -> None:
+    def __init__(self, life: RunLife, span: SpanBlock) -> None:
         self._life = life
+        self.span = span  # the run's own
         self.started = trio.current_time()
         self.tools = ToolTally()
         self.tally = Tally()

@@ -34,9 +34,10 @@ from creche._run_life import RunLife
 from creche._run_rows import propose_run, run_record, why_refused
 from creche._store import now
 from creche._subagents import Subagents
-from creche._terminal import costs_of, terminal_event
+from creche._terminal import costs_of, span_end, terminal_event
 from creche._tool_sources import ToolSource, open_tool_sources
 from creche._tools import Tool
+from creche._tracing import SpanBlock, SpanEnd, Spans
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -76,6 +77,7 @@ class ExecutionEngine:
         self._quotas = quotas or ToolQuotas(infrastructure.limits)
         self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
+        self._spans = Spans.of_run(infrastructure.tracer, life.context, life.why_cancelled)
         self._spent = False
 
     @classmethod
@@ -185,11 +187,20 @@ class ExecutionEngine:
         """
         self._check_unspent()
         self._spent = True
+        with self._spans.block("run", self._life.agent) as span:
+            span.ends(SpanEnd(status="failed", code="lost"))  # unless its end is committed
+            if self._life.outcome is not None:  # it was called off
+                outcome = await self._replay_the_end(asked, self._life.outcome)
+                span.ends(span_end(outcome))
+                return outcome
+            return await self._execute(asked, history, span)
+
+    async def _execute(
+        self, asked: tuple[Message, ...], history: History, span: SpanBlock
+    ) -> RunOutcome:
         life = self._life
-        if life.outcome is not None:  # it was called off
-            return await self._replay_the_end(asked, life.outcome)
         life.cleanup_timeout = self._limits.cleanup_timeout
-        ending = Ending(life)
+        ending = Ending(life, span)
         life.first_seq = self._journal.last_seq + 1
         life.started_at = now()
         self._voice.begin(asked, run_record(life, "running"))
@@ -322,6 +333,7 @@ class ExecutionEngine:
     ) -> RunContext:
         """What the agent is handed."""
         life, infrastructure = self._life, self._infrastructure
+        spans = ending.span.inside(life.context)
         dispatcher = ToolDispatcher(
             life.context,
             tools,
@@ -333,6 +345,7 @@ class ExecutionEngine:
             audit=infrastructure.audit,
             tally=ending.tools,
             activities=life.activities,
+            spans=spans,
         )
         return RunContext(
             life,
@@ -345,6 +358,7 @@ class ExecutionEngine:
             spawner=Subagents(infrastructure, life, ending),
             tally=ending.tally,
             usage=ending.usage,
+            spans=spans,
         )
 
     async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
@@ -402,6 +416,7 @@ class ExecutionEngine:
             assert ending.seq is not None
             await self._commit_the_end(ending.seq)
             self._life.conclude(outcome)
+            ending.span.ends(span_end(outcome))
             self._log_end(outcome)
 
     def _say_the_end(

@@ -15,6 +15,7 @@ from creche._store import MemoryStore, Store
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tool_sources import ToolSource
 from creche._tools import Tool
+from creche._tracing import Tracer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,7 +30,8 @@ class Infrastructure:
 
     `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
-    each call of an `approval=True` tool; without one such calls are refused.
+    each call of an `approval=True` tool; without one such calls are refused. `tracer` is told of
+    the spans of runs; without one, nobody is.
 
     Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there.
     """
@@ -45,6 +47,7 @@ class Infrastructure:
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None
+    tracer: Tracer | None = None
     registry: AgentClassRegistry = dataclasses.field(init=False)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
     _sources_of: Mapping[str, Mapping[str, ToolSource]] = dataclasses.field(init=False, repr=False)

@@ -28,6 +28,7 @@ from creche._run_context import RunContext
 from creche._run_life import RunLife
 from creche._steps import SubagentResult
 from creche._tool_sources import open_tool_sources
+from creche._tracing import SpanEnd, Spans, as_code
 
 _log: Final = logging.getLogger("creche.subagents")
 
@@ -49,8 +50,7 @@ class Subagents:
 
     async def spawn(self, parent: RunContext, agent: str, state: AgentInput) -> SubagentResult:
         """Run one to its end; its failure is a result."""
-        registry = self._infrastructure.registry
-        described = registry.describe(agent)
+        described = self._infrastructure.registry.describe(agent)
         asked = as_messages(state)
         if (refusal := self._refusal(parent)) is not None:
             await record_limit(
@@ -63,27 +63,41 @@ class Subagents:
             raise refusal
         with self._counted(), self._life.activities.during("subagent", agent):
             context = parent.context.child(f"agent {agent}")
-            voice = parent.emit.subagent(context, agent, described.description)
-            try:
-                self._ending.watch.begin(registry.guards_of(agent))
-                result = await self._answer(parent, described, context, asked, voice)
-            # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
-            except BaseException as error:  # noqa: BLE001
-                note_mix_up_of(self._infrastructure.audit, error, f"agent {agent}", context)
-                return _failed(agent, context, voice, error)
-            voice.finish(
-                events.SubagentFinished(
-                    subagent_run_id=context.request_id,
-                    result=json_or_none(result),
-                    timestamp=timestamp(),
-                ),
-            )
-            return SubagentResult(
-                agent=agent,
-                status="success",
-                result=result,
-                text=voice.last_words,
-            )
+            with parent.spans.block("subagent", agent, context=context) as span:
+                result = await self._run(parent, described, context, asked, span.inside(context))
+                span.ends(_end_of(result))
+        return result
+
+    async def _run(
+        self,
+        parent: RunContext,
+        described: AgentDescription,
+        context: UserExecutionContext,
+        asked: tuple[Message, ...],
+        spans: Spans,
+    ) -> SubagentResult:
+        agent = described.name
+        voice = parent.emit.subagent(context, agent, described.description)
+        try:
+            self._ending.watch.begin(self._infrastructure.registry.guards_of(agent))
+            result = await self._answer(parent, described, context, asked, voice, spans=spans)
+        # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
+        except BaseException as error:  # noqa: BLE001
+            note_mix_up_of(self._infrastructure.audit, error, f"agent {agent}", context)
+            return _failed(agent, context, voice, error)
+        voice.finish(
+            events.SubagentFinished(
+                subagent_run_id=context.request_id,
+                result=json_or_none(result),
+                timestamp=timestamp(),
+            ),
+        )
+        return SubagentResult(
+            agent=agent,
+            status="success",
+            result=result,
+            text=voice.last_words,
+        )
 
     async def _answer(
         self,
@@ -92,13 +106,15 @@ class Subagents:
         context: UserExecutionContext,
         asked: tuple[Message, ...],
         voice: SubagentEmitter,
+        *,
+        spans: Spans,
     ) -> Any:
         """Make an instance and have it answer, amid tool sources of its own if it wants any."""
         tools = self._infrastructure.tools_of(described.name)
         sources = self._infrastructure.sources_of(described.name)
         if not sources:
-            dispatcher = parent.tools.for_subagent(context, tools, voice)
-            child = self._handed(parent, context, asked, voice, dispatcher)
+            dispatcher = parent.tools.for_subagent(context, tools, voice, spans)
+            child = self._handed(parent, context, asked, voice, dispatcher, spans=spans)
             return await described.agent_class().run(child)
         results: list[Any] = []
 
@@ -114,11 +130,12 @@ class Subagents:
             outlived=self._ending.tools.abandon,
             told_to_end=lambda: self._life.ending_at,
         ) as all_tools:
-            dispatcher = parent.tools.for_subagent(context, all_tools, voice)
+            dispatcher = parent.tools.for_subagent(context, all_tools, voice, spans)
             # In a task of its own: a nursery that it leaves open must not corrupt this one, in
             # which the sources are to be closed.
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(answer, self._handed(parent, context, asked, voice, dispatcher))
+                child = self._handed(parent, context, asked, voice, dispatcher, spans=spans)
+                nursery.start_soon(answer, child)
         return results[0]
 
     def _handed(
@@ -128,6 +145,8 @@ class Subagents:
         asked: tuple[Message, ...],
         voice: SubagentEmitter,
         dispatcher: ToolDispatcher,
+        *,
+        spans: Spans,
     ) -> RunContext:
         """What the sub-agent is handed: its own, but for what it spends."""
         self._ending.tally.subagents += 1
@@ -142,6 +161,7 @@ class Subagents:
             spawner=self,
             tally=self._ending.tally,
             usage=parent.usage,
+            spans=spans,
         )
 
     def _refusal(self, parent: RunContext) -> LimitExceededError | None:
@@ -162,6 +182,12 @@ class Subagents:
             yield
         finally:
             self._alive -= 1
+
+
+def _end_of(result: SubagentResult) -> SpanEnd:
+    if result.ok:
+        return SpanEnd(status="success")
+    return SpanEnd(status="failed", code=as_code(result.code or ""))
 
 
 def _failed(

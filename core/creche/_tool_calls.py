@@ -36,6 +36,7 @@ from creche._tools import (
     failure,
     failure_words,
 )
+from creche._tracing import code_of
 
 _log: Final = logging.getLogger("creche.tools")
 
@@ -130,11 +131,12 @@ class ToolCalls:
                     operation="call",
                     outcome="absent",
                 )
-            return failure(call_id, f"There is no tool named {name!r}.")
+            return failure(call_id, f"There is no tool named {name!r}.", code="unknown_tool")
         try:
             keywords = called.keywords(arguments)
         except ArgumentsError as error:
-            return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
+            message = f"The arguments do not fit the tool's schema: {error}"
+            return failure(call_id, message, code="invalid_arguments")
         # Boundary: one tool, whose types have code of their own that runs when they are made.
         except BaseException as error:  # noqa: BLE001
             return self._failed(_Call(call_id, called, "cancelled"), error)
@@ -149,7 +151,7 @@ class ToolCalls:
                 self._approver, request, self._limits.approval_timeout, audit=self._audit
             )
             if objection is not None:
-                return failure(call_id, objection)
+                return failure(call_id, objection, code="not_approved")
         return await self._called(call_id, called, keywords, arguments)
 
     async def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
@@ -182,8 +184,8 @@ class ToolCalls:
                 outcome="refused",
             )
         except AuditUnavailableError as error:
-            return failure(call_id, f"The call was refused: {error}.")
-        return failure(call_id, said, retry_after=retry_after)
+            return failure(call_id, f"The call was refused: {error}.", code="audit_unavailable")
+        return failure(call_id, said, code="limit_exceeded", retry_after=retry_after)
 
     async def _called(
         self, call_id: ToolCallId, called: Tool, keywords: dict[str, Any], arguments: str
@@ -214,6 +216,7 @@ class ToolCalls:
         return failure(
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
+            code="tool_timeout",
         )
 
     def _told(self, content: str) -> str:
@@ -280,7 +283,7 @@ class ToolCalls:
         )
         # One from another process has its words from there.
         words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
-        return failure(call_id, redact_text(words))
+        return failure(call_id, redact_text(words), code=code_of(fault))
 
 
 def _means_of(called: Tool) -> StopMeans:

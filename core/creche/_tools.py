@@ -239,13 +239,20 @@ class ToolResult:
     value: Any = None  # what the function returned
     error: str | None = None  # why it failed, or None
     retry_after: float | None = None  # seconds until another try has a chance, where waiting helps
+    code: str | None = None  # why it failed, in a word for programs, or the type of what was raised
 
     @property
     def ok(self) -> bool:
         return self.error is None
 
 
-def failure(call_id: ToolCallId, message: str, *, retry_after: float | None = None) -> ToolResult:
+def failure(
+    call_id: ToolCallId,
+    message: str,
+    *,
+    code: str = "tool_failed",
+    retry_after: float | None = None,
+) -> ToolResult:
     """The result of a call that came to nothing, in words that a model can act on."""
     message = printable(message)
     return ToolResult(
@@ -253,6 +260,7 @@ def failure(call_id: ToolCallId, message: str, *, retry_after: float | None = No
         content=f"Error: {message}",
         error=message,
         retry_after=retry_after,
+        code=code,
     )
 
 

@@ -66,6 +66,7 @@ async def open_infrastructure(
     limits: creche.Limits | None = None,
     store: creche.Store | None = None,
     audit: creche.SecurityAudit | None = None,
+    tracer: creche.Tracer | None = None,
 ) -> AsyncIterator[creche.Infrastructure]:
     """Agents, tools and all else of an `Infrastructure`, for calls that cannot be passed them.
 
@@ -85,6 +86,7 @@ async def open_infrastructure(
         limits=limits or creche.Limits(),
         store=store or creche.MemoryStore(),
         audit=audit,
+        tracer=tracer,
     )
     opened = creche.open_journals(infrastructure.store, infrastructure.limits, audit=audit)
     async with opened as journals:

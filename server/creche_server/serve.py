@@ -45,6 +45,7 @@ from creche_server.models import Offer, open_models
 from creche_server.outbox import Flusher
 from creche_server.services import Services
 from creche_server.settings import Settings
+from creche_server.tracing import FLUSH_TIMEOUT, open_tracing
 from creche_server.websocket import serve_chat
 
 _log: Final = logging.getLogger("creche.serve")
@@ -81,67 +82,69 @@ async def serve(
 
     The application's agents come first, and `assistant` is there beside them. `audit_sink` takes
     the audit's records instead of what the settings say. Raises AlreadyServedError,
-    AuditTamperedError, McpServerError, OSError if the address cannot be had, and what opening
-    the database or the model raises.
+    AuditTamperedError, McpServerError, TracingUnavailableError, OSError if the address cannot be
+    had, and what opening the database or the model raises.
     """
     application = application or Application()
     sources = mcp_sources(settings.mcp, os.environ)
-    async with open_data(settings, audit_sink) as audit:
-        auth = Auth(load_key(settings.data), origins=settings.origins)
-        async with open_database(settings.database_url, migrates=False) as store:
-            if lost := await end_lost_runs(store):
-                runs = "1 run" if lost == 1 else f"{lost} runs"
-                _log.warning("%s of a server that died ended as lost", runs)
-            tools = (calculator, clock, history_tool(store))
-            registry = all_agents(application.registry, settings.mcp.for_assistant)
-            async with open_models(
-                settings.model,
-                offers(registry, tools),
-                calibrations=settings.data / "local-model.json",
-                attempts=settings.model_attempts,
-            ) as models:
-                infrastructure = Infrastructure(
-                    agents=registry,
-                    tools=tools,
-                    tool_sources=sources,
-                    models=models,
-                    tool_policy=application.tool_policy,
-                    approver=application.approver,
-                    limits=settings.limits,
-                    store=store,
-                    audit=audit,
-                )
-                async with open_journals(store, settings.limits, audit=audit) as journals:
-                    # Connections outlive runs, so that they can pass on the last word.
-                    async with open_connections() as connections:
-                        grace = _grace(settings)
-                        async with open_supervisor(
-                            infrastructure,
-                            journals,
-                            grace=grace,
-                        ) as supervisor:
-                            lookups = Lookups(store, audit)
-                            connections.background.start_soon(lookups.serve)
-                            services = Services(
-                                supervisor=supervisor,
-                                store=store,
-                                ping=store.ping,
-                                auth=auth,
-                                audit=audit,
-                                lookups=lookups,
-                                settings=settings,
-                                flusher=connections.flusher,
-                                leaving=connections.leaving,
-                            )
-                            connections.background.start_soon(_hurry, stop, supervisor)
-                            await _accept_until_stopped(services, connections, stop, announce)
-                            if supervisor.count:
-                                runs = (
-                                    "1 run has"
-                                    if supervisor.count == 1
-                                    else (f"{supervisor.count} runs have")
+    async with open_tracing(settings.otlp_endpoint) as tracer:
+        async with open_data(settings, audit_sink) as audit:
+            auth = Auth(load_key(settings.data), origins=settings.origins)
+            async with open_database(settings.database_url, migrates=False) as store:
+                if lost := await end_lost_runs(store):
+                    runs = "1 run" if lost == 1 else f"{lost} runs"
+                    _log.warning("%s of a server that died ended as lost", runs)
+                tools = (calculator, clock, history_tool(store))
+                registry = all_agents(application.registry, settings.mcp.for_assistant)
+                async with open_models(
+                    settings.model,
+                    offers(registry, tools),
+                    calibrations=settings.data / "local-model.json",
+                    attempts=settings.model_attempts,
+                ) as models:
+                    infrastructure = Infrastructure(
+                        agents=registry,
+                        tools=tools,
+                        tool_sources=sources,
+                        models=models,
+                        tool_policy=application.tool_policy,
+                        approver=application.approver,
+                        limits=settings.limits,
+                        store=store,
+                        audit=audit,
+                        tracer=tracer,
+                    )
+                    async with open_journals(store, settings.limits, audit=audit) as journals:
+                        # Connections outlive runs, so that they can pass on the last word.
+                        async with open_connections() as connections:
+                            grace = _grace(settings)
+                            async with open_supervisor(
+                                infrastructure,
+                                journals,
+                                grace=grace,
+                            ) as supervisor:
+                                lookups = Lookups(store, audit)
+                                connections.background.start_soon(lookups.serve)
+                                services = Services(
+                                    supervisor=supervisor,
+                                    store=store,
+                                    ping=store.ping,
+                                    auth=auth,
+                                    audit=audit,
+                                    lookups=lookups,
+                                    settings=settings,
+                                    flusher=connections.flusher,
+                                    leaving=connections.leaving,
                                 )
-                                _log.info("%s %g s to finish", runs, grace)
+                                connections.background.start_soon(_hurry, stop, supervisor)
+                                await _accept_until_stopped(services, connections, stop, announce)
+                                if supervisor.count:
+                                    runs = (
+                                        "1 run has"
+                                        if supervisor.count == 1
+                                        else (f"{supervisor.count} runs have")
+                                    )
+                                    _log.info("%s %g s to finish", runs, grace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -263,6 +266,8 @@ def _grace(settings: Settings) -> float:
     ending = (
         settings.cleanup_timeout + settings.limits.last_words_timeout + _DELIVERY_TIMEOUT + _SLACK
     )
+    if settings.otlp_endpoint is not None:
+        ending += FLUSH_TIMEOUT
     return max(0.0, settings.shutdown_timeout - ending)
 
 

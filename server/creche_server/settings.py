@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         default=(), description="origins of other pages that may connect"
     )
     log_level: str = Field(default="info", description="the least that is logged")
+    otlp_endpoint: str | None = Field(
+        default=None, description="base URL of the OpenTelemetry collector that spans go to"
+    )
 
     shutdown_timeout: PositiveFloat = Field(default=10.0, description="seconds from signal to exit")
     max_connections: PositiveInt = Field(default=1000, description="open at once, of all kinds")
@@ -87,6 +90,20 @@ class Settings(BaseSettings):
             msg = f"use one of {', '.join(_LOG_LEVELS)}"
             raise ValueError(msg)
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_base_url(cls, value: str | None) -> str | None:
+        """Without secrets, for it is logged; they go into OTEL_EXPORTER_OTLP_HEADERS."""
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        is_plain = not ("@" in parts.netloc or parts.query or parts.fragment)
+        is_http = parts.scheme in {"http", "https"} and parts.hostname
+        if not (is_http and is_plain and parts.port != 0):  # `port` raises ValueError, too
+            msg = "write it as http://collector:4318, without user, password or query"
+            raise ValueError(msg)
+        return value.rstrip("/").removesuffix("/v1/traces")
 
     @field_validator("origins", mode="before")
     @classmethod

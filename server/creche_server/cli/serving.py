@@ -26,6 +26,7 @@ from creche_server.models import UnknownModelError
 from creche_server.serve import Listening, Stop, serve
 from creche_server.settings import Settings
 from creche_server.telemetry import configure_logging
+from creche_server.tracing import TracingUnavailableError
 
 _log: Final = logging.getLogger("creche.serve")
 
@@ -41,6 +42,7 @@ _EXPLAIN_THEMSELVES: Final = (
     DatabaseUrlError,
     CrecheError,
     OSError,
+    TracingUnavailableError,
     UnknownModelError,
 )
 
