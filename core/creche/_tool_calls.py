@@ -16,12 +16,11 @@ from creche._approval import ApprovalRequest, Approver, ask
 from creche._arguments import ArgumentsError, canonical_json, parse_arguments
 from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
-from creche._emitter import redact_json
 from creche._errors import RunError
 from creche._failures import identity
 from creche._limits import Limits
 from creche._quotas import ToolShare
-from creche._redaction import redact_text
+from creche._redaction import redact_json, redact_text
 from creche._tool_processes import Answer, ToolProcessError, call_in_process
 from creche._tool_threads import call_in_thread
 from creche._tools import (

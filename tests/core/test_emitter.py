@@ -33,7 +33,8 @@ from creche import (
     events,
     open_journals,
 )
-from creche._emitter import EngineVoice, redact_json
+from creche._emitter import EngineVoice
+from creche._redaction import redact_json
 from creche._store import now
 
 C = ToolCallId("c-1")
@@ -274,6 +275,56 @@ class TestShowing:
         ]
         assert "hunter2" not in str(store._threads[ADA, THREAD].messages)
         assert types_of(log)[-1] == "RUN_ERROR"
+
+    async def test_arguments_in_pieces_and_other_data_carry_no_secret(self) -> None:
+        store = MemoryStore()
+        async with speaking(store) as (emitter, journal):
+            await emitter.emit(events.ToolCallStart(tool_call_id=C, tool_call_name="add"))
+            for piece in ('{"api', 'Key": "hun', 'ter2", "n"', ": 1}"):
+                await emitter.emit(events.ToolCallArgs(tool_call_id=C, delta=piece))
+            await emitter.emit(events.ToolCallEnd(tool_call_id=C))
+            await emitter.custom("login", {"user": "ada", "password": "hunter2"})
+            await emitter.emit(events.StateSnapshot(snapshot=[{"token": "hunter2"}]))
+            await emitter.emit(
+                events.TextMessageStart(
+                    message_id=MessageId("m"), metadata={"a": {"cookie": "hunter2"}}
+                )
+            )
+            end(emitter)
+            await journal.committed(journal.last_seq)
+            log = await log_of(store)
+        assert "hunter2" not in json.dumps(log)
+        pieces = [each["delta"] for each in log if each["type"] == "TOOL_CALL_ARGS"]
+        assert pieces == ["{", '"apiKey": "[redacted]"', ', "n"', ": 1}"]
+        messages = store._threads[ADA, THREAD].messages
+        assert '{"apiKey": "[redacted]", "n": 1}' in str(messages)
+        said = {each["type"]: each for each in log}
+        assert said["CUSTOM"]["value"] == {"user": "ada", "password": "[redacted]"}
+        assert said["STATE_SNAPSHOT"]["snapshot"] == [{"token": "[redacted]"}]
+        assert said["TEXT_MESSAGE_START"]["metadata"] == {"a": {"cookie": "[redacted]"}}
+
+    async def test_a_piece_that_was_not_said_is_not_read_either(self) -> None:
+        """Else the next one would be taken for what comes after it."""
+        async with speaking() as (emitter, journal):
+            await emitter.emit(events.ToolCallStart(tool_call_id=C, tool_call_name="add"))
+            with pytest.raises(ValueError, match="surrogates"):
+                await emitter.emit(events.ToolCallArgs(tool_call_id=C, delta='{"n": "\ud800'))
+            await emitter.emit(events.ToolCallArgs(tool_call_id=C, delta='{"token": "hunter2"}'))
+            said = (await entries(journal))[-1]
+            assert isinstance(said, events.ToolCallArgs)
+            assert said.delta == '{"token": "[redacted]"}'
+
+    async def test_arguments_in_pieces_that_two_speakers_say_are_one_text(self) -> None:
+        async with speaking() as (emitter, journal):
+            child = emitter.subagent(emitter._context.child("x"), "x", "")
+            await child.emit(events.ToolCallStart(tool_call_id=C, tool_call_name="add"))
+            await child.emit(events.ToolCallArgs(tool_call_id=C, delta='{"token": '))
+            await emitter.emit(
+                events.ToolCallArgs(tool_call_id=C, delta='"hunter2"}', subagent_run_id=child._id)
+            )
+            said = (await entries(journal))[-1]
+            assert isinstance(said, events.ToolCallArgs)
+            assert said.delta == '"[redacted]"}'
 
 
 @given(
