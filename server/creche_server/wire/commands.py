@@ -13,7 +13,14 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from creche import InvalidContextError, MessageId, RunId, UserMessage, new_id
+from creche import (
+    InvalidContextError,
+    MessageId,
+    RunId,
+    UserMessage,
+    check_characters,
+    new_id,
+)
 from creche_server.wire.replies import ErrorCode
 
 MAX_COMMAND_BYTES: Final = 1024 * 1024
@@ -153,6 +160,9 @@ def check_command(command: Command) -> None:
     if isinstance(command, RunStart) and not command.input.messages:
         msg = "`input.messages` must have at least one message"
         raise ValueError(msg)
+    if isinstance(command, RunStart):
+        for message in command.input.messages:
+            check_characters("a message's id", message.id or "")
 
 
 def _id_of(frame: str) -> int | None:
