@@ -98,7 +98,8 @@ class ToolDispatcher:
         through it; these get a result that says so. It waits for them, at most
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
-        Raises CrecheError if there is nothing to take tools from.
+        Raises CrecheError if there is nothing to take tools from, ValueError for two tools of one
+        name.
         """
         if tools is None:
             if infrastructure is None:

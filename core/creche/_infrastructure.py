@@ -13,7 +13,7 @@ from creche._limits import Limits
 from creche._models import Model
 from creche._store import MemoryStore, Store
 from creche._tool_calls import ToolPolicy, allow_every_tool
-from creche._tools import Tool
+from creche._tools import Tool, check_names
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,7 +28,7 @@ class Infrastructure:
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
     each call of an `approval=True` tool; without one such calls are refused.
 
-    Raises ValueError if an agent asks for a tool that is not there.
+    Raises ValueError if an agent asks for a tool that is not there, and for two of one name.
     """
 
     agents: AgentClassRegistry | Mapping[str, type[Agent]]
@@ -44,6 +44,7 @@ class Infrastructure:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
+        check_names((tool.name for tool in self.tools), "an infrastructure")
         object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
         agents = self.agents
         registry = agents if isinstance(agents, AgentClassRegistry) else AgentClassRegistry(agents)

@@ -28,6 +28,7 @@ from creche._tools import (
     Tool,
     ToolContext,
     ToolResult,
+    check_names,
     content_of,
     failure,
     failure_words,
@@ -80,6 +81,8 @@ class ToolCalls:
         approver: Approver | None,
         tally: ToolTally,
     ) -> None:
+        tools = tuple(tools)
+        check_names((tool.name for tool in tools), "a dispatcher")
         allowed = (tool for tool in tools if _is_allowed(policy, context, tool))
         self.tools = MappingProxyType({tool.name: tool for tool in allowed})
         self.tally = tally
