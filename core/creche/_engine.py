@@ -338,6 +338,7 @@ class ExecutionEngine:
             queue_ms=round(self._run.queued_for * 1000),
             run_ms=round((finish.nursery_closed - finish.started) * 1000),
             model_calls=finish.tally.model_calls,
+            untold_calls=max(0, finish.tally.model_calls - len(finish.usage)),
             input_tokens=sum(each.input_tokens or 0 for each in usage or ()),
             output_tokens=sum(each.output_tokens or 0 for each in usage or ()),
             tool_calls=finish.tools.calls,
@@ -355,11 +356,19 @@ class ExecutionEngine:
                 "agent": self._run.agent,
                 "status": status if reason in {status, "user"} else f"{status} ({reason})",
                 "ms": outcome.receipt.run_ms,
-                "tokens": spent.output_tokens,
+                **_tokens_of(spent),
                 "tools": spent.tool_calls,
                 **identity(self._run.context),
             },
         )
+
+
+def _tokens_of(spent: RunStatistics) -> dict[str, int]:
+    """What the answers cost, as the log line has it: of what is unknown nothing is said."""
+    known = {"tokens": spent.output_tokens}
+    if not spent.untold_calls:
+        return known
+    return {**(known if spent.output_tokens else {}), "untold_calls": spent.untold_calls}
 
 
 class _Finish:
