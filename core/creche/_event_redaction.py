@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -33,35 +33,37 @@ class Cleaning(enum.Enum):
     ERROR = "credentials and home paths go"
 
 
-_AS_IT_IS: Final = MappingProxyType[str, Cleaning]({})
+def _row(**fields: Cleaning) -> Mapping[str, Cleaning]:
+    return MappingProxyType(fields)
+
 
 # {event: {field: what is done with it}}
 FREE_FIELDS: Final[Mapping[type[events.Event], Mapping[str, Cleaning]]] = MappingProxyType(
     {
-        events.RunStarted: {"input": Cleaning.NONE, "protocol_version": Cleaning.NONE},
-        events.RunFinished: {"result": Cleaning.DATA},
-        events.RunError: {"message": Cleaning.ERROR, "code": Cleaning.NONE},
-        events.StepStarted: {"step_name": Cleaning.NONE},
-        events.StepFinished: {"step_name": Cleaning.NONE},
-        events.TextMessageStart: {"name": Cleaning.NONE},
-        events.TextMessageContent: {"delta": Cleaning.NONE},
-        events.TextMessageEnd: _AS_IT_IS,
-        events.ToolCallStart: {"tool_call_name": Cleaning.NONE},
-        events.ToolCallArgs: {"delta": Cleaning.PIECES},
-        events.ToolCallEnd: _AS_IT_IS,
-        events.ToolCallResult: {"content": Cleaning.JSON},
-        events.ReasoningStart: _AS_IT_IS,
-        events.ReasoningMessageStart: _AS_IT_IS,
-        events.ReasoningMessageContent: {"delta": Cleaning.NONE},
-        events.ReasoningMessageEnd: _AS_IT_IS,
-        events.ReasoningEnd: _AS_IT_IS,
-        events.SubagentStarted: {"name": Cleaning.NONE, "description": Cleaning.NONE},
-        events.SubagentFinished: {"result": Cleaning.DATA},
-        events.SubagentError: {"message": Cleaning.ERROR, "code": Cleaning.NONE},
-        events.StateSnapshot: {"snapshot": Cleaning.DATA},
-        events.StateDelta: {"delta": Cleaning.PATCH},
-        events.ActivitySnapshot: {"activity_type": Cleaning.NONE, "content": Cleaning.DATA},
-        events.Custom: {"name": Cleaning.NONE, "value": Cleaning.DATA},
+        events.RunStarted: _row(input=Cleaning.NONE, protocol_version=Cleaning.NONE),
+        events.RunFinished: _row(result=Cleaning.DATA),
+        events.RunError: _row(message=Cleaning.ERROR, code=Cleaning.NONE),
+        events.StepStarted: _row(step_name=Cleaning.NONE),
+        events.StepFinished: _row(step_name=Cleaning.NONE),
+        events.TextMessageStart: _row(name=Cleaning.NONE),
+        events.TextMessageContent: _row(delta=Cleaning.NONE),
+        events.TextMessageEnd: _row(),
+        events.ToolCallStart: _row(tool_call_name=Cleaning.NONE),
+        events.ToolCallArgs: _row(delta=Cleaning.PIECES),
+        events.ToolCallEnd: _row(),
+        events.ToolCallResult: _row(content=Cleaning.JSON),
+        events.ReasoningStart: _row(),
+        events.ReasoningMessageStart: _row(),
+        events.ReasoningMessageContent: _row(delta=Cleaning.NONE),
+        events.ReasoningMessageEnd: _row(),
+        events.ReasoningEnd: _row(),
+        events.SubagentStarted: _row(name=Cleaning.NONE, description=Cleaning.NONE),
+        events.SubagentFinished: _row(result=Cleaning.DATA),
+        events.SubagentError: _row(message=Cleaning.ERROR, code=Cleaning.NONE),
+        events.StateSnapshot: _row(snapshot=Cleaning.DATA),
+        events.StateDelta: _row(delta=Cleaning.PATCH),
+        events.ActivitySnapshot: _row(activity_type=Cleaning.NONE, content=Cleaning.DATA),
+        events.Custom: _row(name=Cleaning.NONE, value=Cleaning.DATA),
     },
 )
 
@@ -87,7 +89,7 @@ def redact_patch(patch: Any) -> Any:
     """An RFC 6902 patch without secrets: those under its paths' keys, and those in its values."""
     return tuple(
         {**step, "value": REDACTED} if "value" in step and _leads_to_secret(step) else step
-        for step in cast("Any", redact_data(patch))
+        for step in redact_data(patch)
     )
 
 

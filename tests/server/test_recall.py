@@ -170,15 +170,16 @@ async def test_a_run_that_is_too_large_for_a_reply_is_told_with_its_texts_cut(
             assert isinstance(json.loads(call["function"]["arguments"]), dict)
 
 
-async def test_of_a_run_of_thousands_of_messages_the_latest_are_told() -> None:
+@pytest.mark.parametrize("calls", [1, 2, 3])
+async def test_of_a_run_of_thousands_of_messages_the_latest_are_told(calls: int) -> None:
     rounds = [
         msgspec.structs.replace(each, id=MessageId(f"{each.id}-{number}"))
         for number in range(3000)
-        for each in calling(1, 1)[1:3]
+        for each in calling(calls, 1)[1 : 2 + calls]
     ]
     recalled = await recall(await store_of([1], rounds), ADA, T1)
     told = recalled.to_dict()["values"]["messages"]
-    assert MOST_BYTES - 1000 < sum(len(bytes(each)) for each in told) <= MOST_BYTES
+    assert MOST_BYTES - 2000 < sum(len(bytes(each)) for each in told) <= MOST_BYTES
     assert json.loads(bytes(told[0]))["role"] == "assistant", "no result is without its call"
     assert [bytes(each) for each in told] == [
         msgspec.json.encode(each) for each in rounds[-len(told) :]
