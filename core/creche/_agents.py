@@ -24,7 +24,7 @@ from creche._messages import (
 )
 from creche._models import TextDelta, ToolCallRequest
 from creche._run_context import RunContext
-from creche._tools import Tool, ToolResult
+from creche._tools import Tool, ToolResult, check_names
 
 # Class attributes that Python, and those who make classes for us, keep their notes in.
 _PYTHONS: Final = frozenset(
@@ -95,8 +95,8 @@ class AgentClassRegistry:
         """Make a class known by a name.
 
         Raises TypeError for what is no agent class, and for one with a class attribute that runs
-        could change for each other; ValueError for a blank or taken name; RuntimeError once
-        frozen.
+        could change for each other; ValueError for a blank or taken name, and for two tools of one
+        name; RuntimeError once frozen.
         """
         if self._frozen:
             msg = f"the registry is frozen: register {name!r} before anything runs"
@@ -108,10 +108,14 @@ class AgentClassRegistry:
             msg = f"an agent named {name!r} is registered already"
             raise ValueError(msg)
         check_agent_class(name, agent_class)
+        check_names(requires, f"`requires` of agent {name!r}")
+        tools: Sequence[Tool | str] = getattr(agent_class, "tools", ())
+        names = (tool if isinstance(tool, str) else tool.name for tool in tools)
+        check_names(names, f"agent {name!r}")
         self._guards_of[name] = tuple(
             self._guards.setdefault(each, ClassGuard(each)) for each in classes_of(agent_class)
         )
-        named = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, str)]
+        named = [tool for tool in tools if isinstance(tool, str)]
         self._agents[name] = AgentDescription(
             name=name,
             agent_class=agent_class,

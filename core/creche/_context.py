@@ -69,6 +69,16 @@ _RESERVED_METADATA: Final = frozenset(
         "connection_id",
     },
 )
+# {category: what a character of it is}
+_MISLEADING: Final = MappingProxyType(
+    {
+        "Cc": "control characters",
+        "Cf": "characters that are invisible or turn the direction of writing",
+        "Cs": "halves of surrogate pairs",
+        "Zl": "line separators",
+        "Zp": "paragraph separators",
+    },
+)
 # Whatever cannot be changed. An object of any other kind could be shared by two runs.
 _PLAIN: Final = (
     *(str, int, float, complex, bytes, type(None), date, time, timedelta),
@@ -117,9 +127,7 @@ def _checked_text(field: str, value: object) -> str:
     if len(value) > MAX_ID_LENGTH:
         msg = f"{field} must not be longer than {MAX_ID_LENGTH} characters (it has {len(value)})"
         raise InvalidContextError(msg)
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
-        msg = f"{field} must not contain control characters"
-        raise InvalidContextError(msg)
+    check_characters(field, value)
     return value
 
 
@@ -137,6 +145,20 @@ def check_id(field: str, value: object) -> str:
         msg = f"{field} must be a real id, and this starts like a placeholder"
         raise InvalidContextError(msg)
     return value
+
+
+def check_characters(field: str, value: str) -> None:
+    """Raise InvalidContextError if a character in it could make a log line or a page lie.
+
+    These are of the categories in Unicode's chapter 4.5: control characters (Cc), line and
+    paragraph separators (Zl, Zp), what is invisible or turns the direction of writing (Cf), and
+    halves of surrogate pairs (Cs).
+    """
+    for character in value:
+        told = _MISLEADING.get(unicodedata.category(character))
+        if told is not None:
+            msg = f"{field} must not contain {told} (U+{ord(character):04X})"
+            raise InvalidContextError(msg)
 
 
 def frozen(value: Any) -> Any:

@@ -124,8 +124,8 @@ class ToolDispatcher:
         through it; these get a result that says so. It waits for them, at most
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
-        Raises CrecheError if there is nothing to take tools from, and ToolSourceError if a
-        source cannot be opened.
+        Raises CrecheError if there is nothing to take tools from, ToolSourceError if a source
+        cannot be opened, and ValueError for two tools of one name.
         """
         if infrastructure is None:
             around = surroundings.get() if tools is not None else look_around(_WANTED)

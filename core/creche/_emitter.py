@@ -12,8 +12,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -27,12 +26,13 @@ from creche._errors import (
     GrammarError,
     LimitExceededError,
 )
+from creche._event_redaction import REDACTIONS, redact_data
 from creche._grammar import Bracket, Grammar, Phase
 from creche._journal import Entry, Journal
 from creche._limits import Limits
 from creche._messages import Message
-from creche._redaction import redact_text, redact_value
 from creche._store import RunRecord, StoredMessage
+from creche._streamed_redaction import Scan
 from creche._transcript import Transcript
 
 _EVENTS_PER_YIELD: Final = 32  # a checkpoint costs as much as two or three events
@@ -59,6 +59,7 @@ class EventEmitter:
         self._limits = limits
         self._grammar = Grammar()
         self._transcript = Transcript()
+        self._scans: dict[ToolCallId, Scan] = {}  # of the arguments said so far
         self._subagent: str | None = None  # whom it speaks for, if not for the run's own agent
         self._text: MessageId | None = None  # the message that `text` is writing
         self._said_bytes = 0
@@ -75,6 +76,8 @@ class EventEmitter:
         if isinstance(event, _OF_THE_RUN) and self._grammar.phase is not Phase.ENDED:
             msg = f"{type(event).__name__} is the engine's to say, not an agent's"
             raise GrammarError(msg)
+        if event.metadata is not None:
+            event = msgspec.structs.replace(event, metadata=redact_data(event.metadata))
         if self._say_within_limits(event):
             await self._give_way()
 
@@ -172,9 +175,10 @@ class EventEmitter:
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
     ) -> Entry:
-        redact = _REDACTIONS.get(type(event))
+        scan = None
+        redact = REDACTIONS.get(type(event))
         if redact is not None:
-            event = redact(event)
+            event, scan = redact(event, self._scans)
         # First what can fail: an event that is not said must leave nothing behind.
         encoded = events.encode_unnumbered(event)
         if self._said_bytes + len(encoded) > most:
@@ -197,6 +201,8 @@ class EventEmitter:
                 msg = "the run has ended, so it says nothing more"
                 raise EmitterClosedError(msg) from None
             raise
+        if scan is not None:
+            self._scans.update(scan)
         self._transcript.add(event)
         entry = self._journal.append_encoded(
             encoded,
@@ -328,39 +334,6 @@ class SubagentEmitter(EventEmitter):
             return event
         msg = f"{type(event).__name__} is not this sub-agent's to say"
         raise GrammarError(msg)
-
-
-def redact_json(text: str) -> str:
-    """JSON text with the values under secret-looking keys replaced; other text as it is."""
-    try:
-        value = msgspec.json.decode(text)
-        redacted = redact_value(value)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        # A model's arguments may break off: what looks like an object is cleaned as a sentence.
-        return redact_text(text) if text.lstrip().startswith(("{", "[")) else text
-    return text if redacted == value else msgspec.json.encode(redacted).decode()
-
-
-def _redact_args(event: Any) -> Any:
-    return msgspec.structs.replace(event, delta=redact_json(event.delta))
-
-
-def _redact_content(event: Any) -> Any:
-    return msgspec.structs.replace(event, content=redact_json(event.content))
-
-
-def _redact_message(event: Any) -> Any:
-    return msgspec.structs.replace(event, message=redact_text(event.message))
-
-
-_REDACTIONS: Final[Mapping[type[Any], Callable[[Any], Any]]] = MappingProxyType(
-    {
-        events.ToolCallArgs: _redact_args,
-        events.ToolCallResult: _redact_content,
-        events.RunError: _redact_message,
-        events.SubagentError: _redact_message,
-    },
-)
 
 
 def new_tool_call_id() -> ToolCallId:

@@ -114,6 +114,7 @@ class Ending:
             queue_ms=round(self._life.queued_for * 1000),
             run_ms=round((self._until() - self.started) * 1000),
             model_calls=self.tally.model_calls,
+            untold_calls=max(0, self.tally.model_calls - len(self.usage)),
             input_tokens=sum(each.input_tokens or 0 for each in usage or ()),
             output_tokens=sum(each.output_tokens or 0 for each in usage or ()),
             tool_calls=self.tools.calls,

@@ -32,6 +32,7 @@ from creche._quotas import ToolQuotas, ToolShare
 from creche._run_context import RunContext
 from creche._run_life import RunLife
 from creche._run_rows import propose_run, run_record, why_refused
+from creche._statistics import RunStatistics
 from creche._store import now
 from creche._subagents import Subagents
 from creche._terminal import costs_of, span_end, terminal_event
@@ -449,8 +450,16 @@ class ExecutionEngine:
                 "agent": self._life.agent,
                 "status": status if reason in {status, "user"} else f"{status} ({reason})",
                 "ms": outcome.receipt.run_ms,
-                "tokens": spent.output_tokens,
+                **_tokens_of(spent),
                 "tools": spent.tool_calls,
                 **identity(self._life.context),
             },
         )
+
+
+def _tokens_of(spent: RunStatistics) -> dict[str, int]:
+    """What the answers cost, as the log line has it: of what is unknown nothing is said."""
+    known = {"tokens": spent.output_tokens}
+    if not spent.untold_calls:
+        return known
+    return {**(known if spent.output_tokens else {}), "untold_calls": spent.untold_calls}

@@ -14,7 +14,7 @@ from creche._models import Model
 from creche._store import MemoryStore, Store
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tool_sources import ToolSource
-from creche._tools import Tool
+from creche._tools import Tool, check_names
 from creche._tracing import Tracer
 
 
@@ -33,7 +33,8 @@ class Infrastructure:
     each call of an `approval=True` tool; without one such calls are refused. `tracer` is told of
     the spans of runs; without one, nobody is.
 
-    Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there.
+    Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there,
+    and for two tools of one name.
     """
 
     agents: AgentClassRegistry | Mapping[str, type[Agent]]
@@ -55,6 +56,7 @@ class Infrastructure:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tools", tuple(self.tools))
         object.__setattr__(self, "tool_sources", MappingProxyType(dict(self.tool_sources)))
+        check_names((tool.name for tool in self.tools), "an infrastructure")
         object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
         agents = self.agents
         registry = agents if isinstance(agents, AgentClassRegistry) else AgentClassRegistry(agents)

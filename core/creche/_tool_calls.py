@@ -17,13 +17,12 @@ from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
-from creche._emitter import redact_json
 from creche._errors import AuditUnavailableError, RunError
 from creche._failures import identity
 from creche._limits import Limits
 from creche._outcome import AbandonedThread, StopMeans, StoppedTool, tools_to_dict
 from creche._quotas import ToolShare
-from creche._redaction import redact_text
+from creche._redaction import redact_json, redact_text
 from creche._store import now
 from creche._tool_processes import Answer, ToolProcessError, call_in_process
 from creche._tool_threads import call_in_thread
@@ -32,6 +31,7 @@ from creche._tools import (
     Tool,
     ToolContext,
     ToolResult,
+    check_names,
     content_of,
     failure,
     failure_words,
@@ -104,6 +104,7 @@ class ToolCalls:
         tally: ToolTally,
     ) -> None:
         offered = tuple(tools)
+        check_names((tool.name for tool in offered), "a dispatcher")
         allowed = (tool for tool in offered if _is_allowed(policy, context, tool, audit))
         self.tools = MappingProxyType({tool.name: tool for tool in allowed})
         self._denied = frozenset(tool.name for tool in offered) - self.tools.keys()

@@ -126,14 +126,16 @@ async def _until_open(
 
 def _together(own: Sequence[Tool], opened: Sequence[_Opened]) -> tuple[Tool, ...]:
     """Raises ToolSourceError for a name that is there twice: one would hide the other."""
-    found = {each.name: each for each in own}
+    together = list(own)
+    names = {each.name for each in own}
     for source in opened:
         for each in source.tools:
-            if each.name in found:
+            if each.name in names:
                 msg = f"The tool source {source.name!r} has a second tool named {each.name!r}."
                 raise ToolSourceError(msg)
-            found[each.name] = each
-    return tuple(found.values())
+            names.add(each.name)
+            together.append(each)
+    return tuple(together)
 
 
 class _Opened:

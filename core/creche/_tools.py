@@ -7,7 +7,8 @@ import functools
 import inspect
 import threading
 import typing
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import msgspec
@@ -80,6 +81,14 @@ class Tool:
         # `deepcopy`, and this is done for each tool at each turn.
         copied = msgspec.json.decode(msgspec.json.encode(self.parameters, enc_hook=dict))
         return ToolSpec(name=self.name, description=self.description, parameters=copied)
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Raise ValueError if one list of tools, `where`, has a name twice: which would be called?"""
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        msg = f"{where} may have one tool of a name, and has more of {', '.join(map(repr, twice))}"
+        raise ValueError(msg)
 
 
 @overload

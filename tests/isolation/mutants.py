@@ -669,7 +669,7 @@ def failure_told_as_it_is() -> Any:
 @mutant
 def redaction_off() -> Any:
     """Events go out as agents and tools made them."""
-    return replaced(_emitter, "_REDACTIONS", lambda _: MappingProxyType({}))
+    return replaced(_emitter, "REDACTIONS", lambda _: MappingProxyType({}))
 
 
 @mutant

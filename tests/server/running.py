@@ -34,6 +34,10 @@ TERMINAL: Final = frozenset({"RUN_FINISHED", "RUN_ERROR"})
 
 _agui: Final = TypeAdapter[Any](Event)
 
+# What makes a log line, or a page that shows it, say something else than is there: the core's
+# table (tests/core/test_context.py) has them all, and each door is tried with these.
+MISLEADING: Final = tuple(f"a{each}b" for each in "\n\u2028\u2029\u202e\u2066\u200b\u061c\ufeff")
+
 
 class CommandError(Exception):
     """The server answered a command with an error."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import httpx2
 import pytest
 import trio
-from tests.server.running import CommandError, Server, open_server
+from tests.server.running import MISLEADING, CommandError, Server, open_server
 
 import creche_server.services
 from creche import RunContext
@@ -245,11 +245,22 @@ class TestThreads:
 
     async def test_have_names_that_could_be_one(self, server: Server) -> None:
         async with server.http() as http:
-            for name in ("none", "undefined", "%20", "x" * 257, "a%00b", "a%0Ab"):
+            for name in ("none", "undefined", "%20", "x" * 257, "a%00b", *map(quote, MISLEADING)):
                 for method in ("GET", "DELETE"):
                     answer = await http.request(method, f"/threads/{name}")
                     assert answer.status_code == 400, (method, name)
                     assert answer.json()["error"] == "invalid_argument"
+
+    async def test_have_names_that_mislead_nobody(self, server: Server) -> None:
+        """In a log line or on a page they could pass for others."""
+        async with server.http() as http:
+            for name in MISLEADING:
+                refused = await http.post("/threads", json={"thread_id": name})
+                assert refused.status_code == 422, ascii(name)
+                async with server.chat(name) as chat:
+                    code, reason = await chat.end()
+                assert (code, str(reason).isascii()) == (4400, True), ascii(name)
+            assert (await http.get("/threads")).json() == []
 
     async def test_may_have_odd_names(self, server: Server) -> None:
         names = ["a b", "ünï", "a\\b", "...", "'; DROP TABLE threads; --", "%", "%2F", "a?b#c"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydantic
 import pytest
+from tests.server.running import MISLEADING
 
 from creche import Limits
 from creche_server.settings import Settings, load_settings
@@ -111,7 +112,7 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
         load_settings(origins=["https://fine.example", text])
 
 
-@pytest.mark.parametrize("user", ["", " ", "none", "a\nb"])
+@pytest.mark.parametrize("user", ["", " ", "none", *MISLEADING], ids=ascii)
 def test_a_user_that_can_be_none_is_refused(user: str) -> None:
     """Else the server starts, and its own link fails."""
     with pytest.raises(pydantic.ValidationError):

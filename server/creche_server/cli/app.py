@@ -90,7 +90,7 @@ def chat(
     question
         What to ask, on a new thread unless --thread or --last says which.
     thread
-        The thread to go on with; its history is shown first.
+        The thread to go on with; without a question its history is shown first.
     last
         Go on with the latest thread.
     agent

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from creche import AuditKind, InvalidContextError, MessageId, RunId, UserMessage, new_id
+from creche import (
+    AuditKind,
+    InvalidContextError,
+    MessageId,
+    RunId,
+    UserMessage,
+    check_characters,
+    new_id,
+)
 from creche_server.wire.replies import ErrorCode
 
 MAX_COMMAND_BYTES: Final = 1024 * 1024
@@ -178,6 +186,9 @@ def check_command(command: Command) -> None:
     if isinstance(command, RunStart) and not command.input.messages:
         msg = "`input.messages` must have at least one message"
         raise ValueError(msg)
+    if isinstance(command, RunStart):
+        for message in command.input.messages:
+            check_characters("a message's id", message.id or "")
 
 
 def _check_no_event(number: int | None, *names: object) -> None:
