@@ -193,6 +193,8 @@ class TestOne:
         instances: list[object] = []
 
         class Counts:
+            shared = (instances,)
+
             def __init__(self) -> None:
                 self.count = 0
 
