@@ -31,6 +31,8 @@ _log: Final = logging.getLogger("creche.isolation")
 _OF_CLASSES: Final = ("__name__", "__qualname__", "__bases__", "__class__")
 _OF_FUNCTIONS: Final = ("__code__", "__defaults__", "__kwdefaults__", "__dict__", "__doc__")
 
+_IMMUTABLE: Final = 1 << 8  # CPython's flag on a class, Py_TPFLAGS_IMMUTABLETYPE
+
 _classes_now: Final = attrgetter(*_OF_CLASSES)
 _functions_now: Final = attrgetter(*_OF_FUNCTIONS)
 
@@ -59,7 +61,7 @@ class _Names(NamedTuple):
 
     def _may_change(self, name: str) -> bool:
         if isinstance(self.owner, type):
-            return is_written_late(name)
+            return is_written_late(self.owner, name)
         # What an object works out from itself it may keep.
         return isinstance(getattr(type(self.owner), name, None), functools.cached_property)
 
@@ -97,7 +99,9 @@ class ClassGuard:
     def __init__(self, owned: Iterable[tuple[str, object]]) -> None:
         self._owned = tuple(owned)
         items = [item for _, item in self._owned]
-        self._classes = tuple(item for item in items if isinstance(item, type))
+        self._classes = tuple(
+            item for item in items if isinstance(item, type) and not item.__flags__ & _IMMUTABLE
+        )
         self._functions = tuple(item for item in items if isinstance(item, FunctionType))
         self._cells = tuple(item for item in items if isinstance(item, CellType))
         self._contents = tuple(map(contents_of, self._cells))

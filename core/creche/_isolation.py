@@ -17,6 +17,7 @@ import gc
 import inspect
 import itertools
 import logging
+import operator
 import pathlib
 import re
 import sys
@@ -39,6 +40,7 @@ _ATOMS: Final = (
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
     *(inspect.Signature, inspect.Parameter),
+    cast("type[object]", type(vars(inspect.FullArgSpec)["args"])),  # of a named tuple's fields
 )
 _STOPS: Final = (ModuleType, type, logging.Logger)
 _FOREIGN: Final = frozenset({"trio", "outcome", "sniffio", "_abc", "typing"})  # packages
@@ -47,6 +49,7 @@ _FROZEN: Final = (
     *(tuple, frozenset, MappingProxyType, property, staticmethod, classmethod),
     *(FunctionType, types.MethodType, functools.partial, functools.partialmethod, CellType),
     *(types.BuiltinFunctionType, types.MethodWrapperType, weakref.ref, functools.cached_property),
+    *(operator.attrgetter, operator.itemgetter, operator.methodcaller),
 )
 # What those consist of, and how it is written in a path.
 _PARTS: Final[Mapping[type, tuple[tuple[str, str], ...]]] = MappingProxyType(
@@ -104,6 +107,9 @@ class Walk:
             for key, value in [*cast("dict[Any, Any]", item).items()]:
                 yield f"{path}[key]", key
                 yield f"{path}[{key!r:.40}]", value
+        elif type(item) in {tuple, list}:
+            for position, value in enumerate(cast("tuple[object, ...]", item)):
+                yield f"{path}[{position}]", value
         elif isinstance(item, FunctionType):
             yield from self._from_function(item, path)
         elif isinstance(item, CellType):
@@ -118,14 +124,14 @@ class Walk:
             yield from self._from_object(item, path)
 
     def _from_object(self, item: object, path: str) -> Iterator[tuple[str, object]]:
+        kind = type(item)
         attributes = _attributes_of(item)
         for name, value in [*attributes.items()]:
             # A cached property of Python 3.11 has a lock, which carries nothing.
-            if name == "lock" and isinstance(item, functools.cached_property):
+            if name == "lock" and issubclass(kind, functools.cached_property):
                 continue
             if name != "__annotations__":
                 yield f"{path}.{name}", value
-        kind: type[object] = type(item)
         names = {id(getattr(item, name, None)): f".{name}" for name in _slots(kind)}
         names |= {id(getattr(item, name)): step for name, step in _PARTS.get(kind, ())}
         names[id(kind)] = ".__class__"

@@ -24,7 +24,7 @@ from typing import Any, Final, cast
 
 import trio
 
-from creche._isolation import Walk, is_frozen
+from creche._isolation import Walk, contents_of, is_frozen
 
 # Whom Python itself owns; `object` is among them.
 _PYTHONS_MODULES: Final = frozenset({"abc", "builtins", "enum", "typing", "typing_extensions"})
@@ -46,6 +46,10 @@ _PYDANTICS: Final = frozenset(
 # and when an instance is first copied) and by libraries (when a type is first used).
 _WRITTEN_LATE: Final = frozenset({"__annotations__", "__annotations_cache__", "__slotnames__"})
 _WRITTEN_LATE_BY_LIBRARIES: Final = ("__pydantic_", "__msgspec_")
+# Packages that make classes, and what reads and writes them: their objects carry nothing.
+_MAKERS_OF_CLASSES: Final = frozenset(
+    {"attr", "attrs", "dataclasses", "msgspec", "pydantic", "pydantic_core"}
+)
 # They carry what one puts in to whoever takes it out; Trio's other objects carry nothing.
 _CHANNELS: Final = (trio.MemorySendChannel, trio.MemoryReceiveChannel)
 _Cached: Final = type(functools.cache(len))
@@ -74,14 +78,23 @@ def is_notes(owner: type, name: str) -> bool:
     return (
         name in _PYTHONS
         or name.startswith(_OF_LIBRARIES)
-        or (name in _PYDANTICS and "__pydantic_fields__" in vars(owner))
+        or (name in _PYDANTICS and _is_pydantics(owner))
+        or (name == "_field_defaults" and issubclass(owner, tuple))
         or (isinstance(owner, enum.EnumType) and name.startswith("_") and name.endswith("_"))
     )
 
 
-def is_written_late(name: str) -> bool:
+def is_written_late(owner: type, name: str) -> bool:
     """Whether a class may get, lose or change this attribute without anybody's fault."""
-    return name in _WRITTEN_LATE or name.startswith(_WRITTEN_LATE_BY_LIBRARIES)
+    return (
+        name in _WRITTEN_LATE
+        or name.startswith(_WRITTEN_LATE_BY_LIBRARIES)
+        or (name == "__signature__" and _is_pydantics(owner))
+    )
+
+
+def _is_pydantics(owner: type) -> bool:
+    return "__pydantic_validator__" in vars(owner)
 
 
 class OwnedWalk(Walk):
@@ -107,13 +120,20 @@ class OwnedWalk(Walk):
     def stops_at(self, item: object) -> bool:
         if id(item) in self._end_ids:
             return True
+        if isinstance(item, CellType):
+            # Whoever shares a client may also put a new one in its place.
+            return id(contents_of(item)) in self._end_ids
         if isinstance(item, type):
             return not self._owns(item)
         if issubclass(type(item), _CONTAINERS):
             return False
         if self._services and not issubclass(type(item), _STRUCTURE):
             return True
-        return isinstance(item, self._stops) or super().stops_at(item)
+        return (
+            isinstance(item, self._stops)
+            or type(item).__module__.partition(".")[0] in _MAKERS_OF_CLASSES
+            or super().stops_at(item)
+        )
 
     def _owns(self, item: type) -> bool:
         if item in self._roots:

@@ -177,9 +177,7 @@ def _made(
     )
 
 
-def _check_keeps_nothing(
-    name: str, function: Callable[..., Any], shared: Sequence[object]
-) -> None:
+def _check_keeps_nothing(name: str, function: Callable[..., Any], shared: Sequence[object]) -> None:
     """Raise ToolDefinitionError if one call could leave something for another's, but services."""
     walk = OwnedWalk(shared=shared, services=True)
     for path, found in faults(walk, walk.over(function, name)):

@@ -147,7 +147,7 @@ class TestOne:
         seen: list[RunContext] = []
         called_by: list[Any] = []
 
-        @tool
+        @tool(shared=(called_by,))
         async def shared(who: ToolContext) -> str:
             called_by.append(who.context)
             return "ok"
@@ -544,7 +544,7 @@ class TestCancel:
         flags: list[StopFlag] = []
         begun = trio.Event()
 
-        @tool
+        @tool(shared=(flags,))
         def stubborn(who: ToolContext) -> None:
             flags.append(who.stop)
             trio.from_thread.run_sync(begun.set)
