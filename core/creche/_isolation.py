@@ -128,7 +128,7 @@ class Walk:
         attributes = _attributes_of(item)
         for name, value in [*attributes.items()]:
             # A cached property of Python 3.11 has a lock, which carries nothing.
-            if name == "lock" and issubclass(kind, functools.cached_property):
+            if name == "lock" and issubclass(type(item), functools.cached_property):
                 continue
             if name != "__annotations__":
                 yield f"{path}.{name}", value

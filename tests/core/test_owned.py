@@ -44,6 +44,13 @@ class Plain:
     async def run(self, run: RunContext) -> None: ...
 
 
+class Nesting(Plain):
+    """Can be imported, and so can what is in it."""
+
+    class Memory:
+        seen: ClassVar[list[str]] = []
+
+
 class Client:
     """Does more than hold things, say."""
 
@@ -291,6 +298,7 @@ REFUSED: dict[str, tuple[Callable[[], type[Any]], str]] = {
     ),
     "a memory channel": (sending, "Leaky.run's closure 'send' is a MemorySendChannel"),
     "a nested class": (nesting, "Leaky.Memory.Deep.seen is a list"),
+    "one of a module's": (lambda: Nesting, "Nesting.Memory.seen is a list"),
     "a class beside it": (local_class, "Leaky.run's closure 'Memory'.seen is a list"),
     "the class of what it holds": (local_instance, "Leaky.settings.__class__.seen is a list"),
     "a metaclass": (with_metaclass, "Meta.made is a dict"),
