@@ -8,7 +8,7 @@ import inspect
 import threading
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import msgspec
@@ -18,6 +18,7 @@ from creche._barrier import leaves
 from creche._context import ToolCallId, UserExecutionContext, frozen
 from creche._errors import RunError, ToolDefinitionError
 from creche._models import ToolSpec
+from creche._owned import OwnedWalk, advice, faults
 from creche._redaction import printable
 
 
@@ -100,6 +101,7 @@ def tool(
     description: str | None = None,
     process: bool = False,
     approval: bool = False,
+    shared: Sequence[object] = (),
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -109,6 +111,7 @@ def tool(
     description: str | None = None,
     process: bool = False,
     approval: bool = False,
+    shared: Sequence[object] = (),
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function, `async` or not.
 
@@ -123,11 +126,22 @@ def tool(
 
     `approval=True` asks the infrastructure's approver before every call.
 
-    Raises ToolDefinitionError for a parameter without a type hint, `*args`, `**kwargs`, and a
-    function that a process could not find.
+    A tool is shared by all runs, so what it closes over may be a service (a client, a pool; any
+    object that does more than hold things), but no container, cache, generator or memory channel,
+    nor a variable that it rebinds; nor may its default values and its function's attributes be
+    such. What is meant to be shared is named in `shared`. The globals that it names are not
+    looked at here: they are `creche scan`'s.
+
+    Raises ToolDefinitionError for these, a parameter without a type hint, `*args`, `**kwargs`,
+    and a function that a process could not find.
     """
     made = functools.partial(
-        _made, name=name, description=description, process=process, approval=approval
+        _made,
+        name=name,
+        description=description,
+        process=process,
+        approval=approval,
+        shared=shared,
     )
     return made if function is None else made(function)
 
@@ -139,8 +153,10 @@ def _made(
     description: str | None,
     process: bool,
     approval: bool,
+    shared: Sequence[object],
 ) -> Tool:
     name = name or function.__name__
+    _check_keeps_nothing(name, function, shared)
     hints = typing.get_type_hints(function, include_extras=True)
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     context_parameter: str | None = None
@@ -203,6 +219,14 @@ def schema_tool(
         msg = f"tool {name!r}: its function takes `arguments`, not {', '.join(fields) or 'nothing'}"
         raise ToolDefinitionError(msg)
     return dataclasses.replace(made, parameters=frozen(parameters), check=check)
+
+
+def _check_keeps_nothing(name: str, function: Callable[..., Any], shared: Sequence[object]) -> None:
+    """Raise ToolDefinitionError if one call could leave something for another's, but services."""
+    walk = OwnedWalk(shared=shared, services=True)
+    for path, found in faults(walk, walk.over(function, name)):
+        msg = f"tool {name!r}: {advice(path, found, place='in the call')}; or name it in `shared`"
+        raise ToolDefinitionError(msg)
 
 
 def _check_can_be_found(

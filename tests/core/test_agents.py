@@ -174,9 +174,9 @@ class TestRegistry:
     def test_what_nobody_can_change_may_be_a_class_attribute(self) -> None:
         kept: list[str] = []
 
-        @tool
+        @tool(shared=(kept,))
         def private() -> None:
-            """What a tool closes over is its maker's business."""
+            """What a tool shares on purpose is its maker's business."""
             kept.append("called")
 
         class Fine(Plain):

@@ -124,7 +124,7 @@ def a_tool(mix: Mix) -> tuple[Tool, Callable[[RunContext], None]]:
     """A tool that does it in the run that was last handed over."""
     handed: list[RunContext] = []
 
-    @tool
+    @tool(shared=(handed,))
     async def mixes() -> None:
         """Mix up."""
         mix(handed[-1])
@@ -212,7 +212,7 @@ class TestAMixUpIsRecordedOnce:
         kept: list[IsolationError] = []
         mixes, hand_over = a_tool(mix)
 
-        @tool
+        @tool(shared=(kept,))
         async def keeps(caller: ToolContext) -> None:
             """Mix up, and keep the error."""
             try:
@@ -357,15 +357,15 @@ class TestAConnectionsId:
 
 class TestAWriteToAClass:
     @staticmethod
-    def writer(**more: Any) -> type[Agent]:
+    def writer(*, sleep: float | None = None) -> type[Agent]:
         class Base:
             kept: Any = None
 
         class Writer(Base):
             async def run(self, run: RunContext) -> None:
                 Base.kept = "what ada said"
-                if "sleep" in more:
-                    await trio.sleep(more["sleep"])
+                if sleep is not None:
+                    await trio.sleep(sleep)
 
         return Writer
 

@@ -578,7 +578,7 @@ class TestCancelling:
             inside.set()
             return str(await trio.sleep_forever())
 
-        @tool
+        @tool(shared=(stopped,))
         def stubborn(caller: ToolContext) -> str:
             """Wait in a thread for the flag."""
             trio.from_thread.run_sync(inside.set)
