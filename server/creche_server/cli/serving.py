@@ -151,6 +151,6 @@ def _exit_when_overdue(seconds: float) -> None:
 
 def _announce(listening: Listening) -> None:
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.freeze()  # creche: shared once, when the process has started; about memory, not its content
+    gc.set_threshold(*_GC_THRESHOLDS)  # creche: shared once, when the process has started
     _say(f"creche: listening on {listening.url}\ncreche: open {listening.page_link}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -32,6 +33,7 @@ class Scope:
     globals: frozenset[str]
     from_imports: frozenset[str]  # of `imports`: taken out of a module, so may be anything
     deleted: frozenset[str]
+    values: dict[str, tuple[ast.expr, ...]]  # {name: all it is}, of those that are only assigned
 
     @property
     def module(self) -> Scope:
@@ -71,17 +73,25 @@ class Scope:
 
     def resolve_name(self, name: str) -> str | None:
         """What a bare name stands for, seen from here."""
+        holder = self.holder(name)
+        if holder is None:
+            return f"builtins.{name}" if hasattr(builtins, name) else None
+        if name in holder.imports:
+            return holder.imports[name]
+        return None if holder.function is not None else f"{holder.name}.{name}"
+
+    def holder(self, name: str) -> Scope | None:
+        """The scope that gives a bare name its meaning here."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.globals:
                 scope = self.module
-            if scope is self or scope.kind != "class":  # a method does not see its class's names
-                if name in scope.imports:
-                    return scope.imports[name]
-                if name in scope.bound:
-                    return None if scope.function is not None else f"{scope.name}.{name}"
+            # A method does not see its class's names.
+            is_visible = scope is self or scope.kind != "class"
+            if is_visible and (name in scope.imports or name in scope.bound):
+                return scope
             scope = scope.parent
-        return f"builtins.{name}" if hasattr(builtins, name) else None
+        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -183,9 +193,12 @@ def _opened(
     taken: set[str] = set()
     deleted: set[str] = set()
     hidden: set[int] = set()  # names of comprehensions, which the module around does not have
+    given: list[str] = []
     if isinstance(node, FUNCTIONS):
-        bound.update(parameter.arg for parameter in parameters(node))
-    for inner in own_nodes(node):
+        given = [parameter.arg for parameter in parameters(node)]
+        bound.update(given)
+    nodes = list(own_nodes(node))
+    for inner in nodes:
         if isinstance(inner, _COMPREHENSIONS) and not isinstance(node, FUNCTIONS):
             for generator in inner.generators:
                 hidden.update(map(id, ast.walk(generator.target)))
@@ -212,7 +225,39 @@ def _opened(
         globals=frozenset(declared),
         from_imports=frozenset(taken),
         deleted=frozenset(deleted),
+        values=_values(nodes, [*imports, *given]),
     )
+
+
+def _values(nodes: list[ast.AST], otherwise: list[str]) -> dict[str, tuple[ast.expr, ...]]:
+    """{name: values} of the names that nothing but assignments binds."""
+    values: dict[str, list[ast.expr]] = {}
+    times = Counter(otherwise)  # {name: how often something else binds it}
+    for node in nodes:
+        if (found := _bound_by(node)) is not None:
+            times[found] += 1
+        for target, value in _assigned(node):
+            times[target] -= 1
+            if value is not None:
+                values.setdefault(target, []).append(value)
+    return {name: tuple(found) for name, found in values.items() if not times[name]}
+
+
+def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
+    """(name, value) of what an assignment binds; no value where it adds to one."""
+    match node:
+        case ast.Assign(targets=targets, value=value):
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=value) if value is not None:
+            yield name, value
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.AugAssign(target=ast.Name(id=name)):
+            yield name, None
+        case ast.NamedExpr(target=ast.Name(id=name), value=value):
+            yield name, value
+        case _:
+            pass
 
 
 def _bound_by(node: ast.AST) -> str | None:
