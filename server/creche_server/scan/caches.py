@@ -70,7 +70,10 @@ def _decorated(
 
 def _what_decorator_makes(spot: Spot, maker: str, function: Function | None) -> Value | None:
     """An object with state that takes the function's place, or keeps it."""
-    if spot.project.keeps_state(maker):
+    is_called = any(
+        f"{name}.__call__" in spot.project.functions for name in (maker, *spot.project.bases(maker))
+    )
+    if is_called and spot.project.keeps_state(maker):
         return Value(f"a {maker}, whose instances change", stateful=True)
     made = None if function is None else what_function_makes(function, spot.project)
     return made if made is not None and made.stateful else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Final
 
 from creche_server.scan import known, rules
 from creche_server.scan.findings import Finding
-from creche_server.scan.scopes import FUNCTIONS, own_nodes, parameters
+from creche_server.scan.scopes import FUNCTIONS, Scope, own_nodes, parameters
 from creche_server.scan.spot import Spot
 from creche_server.scan.values import mentions
+
+_SETTERS: Final = frozenset({"builtins.setattr", "builtins.object.__setattr__"})
 
 
 def kept_nurseries(spot: Spot) -> Iterator[Finding]:
@@ -48,26 +51,27 @@ def handed_nurseries(spot: Spot) -> Iterator[Finding]:
     call = spot.node
     if not isinstance(call, ast.Call):
         return
-    given = [*call.args, *(keyword.value for keyword in call.keywords)]
-    nurseries = [argument for argument in given if _holds_nursery(spot, argument)]
-    if not nurseries:
-        return
     called = spot.called()
     match call.func:
         case ast.Attribute(value=container, attr="add" | "append" | "insert" | "setdefault"):
-            if _is_lasting(spot, container):
+            if _is_lasting(spot, container) and _given_nurseries(spot, call):
                 message = f"`{ast.unparse(container)}` keeps a nursery"
                 yield spot.finding(rules.KEPT_NURSERY, message, call)
-        case _ if called in {"builtins.setattr", "builtins.object.__setattr__"}:
+        case _ if called in _SETTERS and _given_nurseries(spot, call):
             message = f"`{ast.unparse(call.args[0])}` keeps a nursery"
             yield spot.finding(rules.KEPT_NURSERY, message, call)
         case _ if called in spot.project.classes:
-            parameter = _unnamed_keeper(spot, called, call, nurseries)
+            parameter = _unnamed_keeper(spot, called, call, _given_nurseries(spot, call))
             if parameter is not None:
                 message = f"`{called}` keeps a nursery, as its `{parameter}`"
                 yield spot.finding(rules.KEPT_NURSERY, message, call)
         case _:
             pass
+
+
+def _given_nurseries(spot: Spot, call: ast.Call) -> list[ast.expr]:
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return [argument for argument in given if _holds_nursery(spot, argument)]
 
 
 def _unnamed_keeper(
@@ -131,11 +135,10 @@ def _holds_nursery(spot: Spot, value: ast.expr) -> bool:
             is_bound = spot.resolve(function) == "functools.partial"
             return is_bound and _holds_nursery(spot, first)
         case _:
-            around = spot.scope.function
-            return is_nursery(spot, value, None if around is None else around.node)
+            return is_nursery(spot, value, spot.scope.function)
 
 
-def is_nursery(spot: Spot, value: ast.expr, function: ast.AST | None) -> bool:
+def is_nursery(spot: Spot, value: ast.expr, function: Scope | None) -> bool:
     """Whether an expression in a function is a nursery, by its name, its type or its block."""
     if isinstance(value, ast.Attribute):
         return is_nursery_name(value.attr)
@@ -143,19 +146,12 @@ def is_nursery(spot: Spot, value: ast.expr, function: ast.AST | None) -> bool:
         return False
     if is_nursery_name(value.id):
         return True
-    if not isinstance(function, FUNCTIONS):
+    if function is None or not isinstance(function.node, FUNCTIONS):
         return False
-    if any(
+    entered = function.entered.get(value.id)
+    return (entered is not None and _opens(spot, entered)) or any(
         parameter.arg == value.id and mentions(parameter.annotation, known.NURSERY_TYPES)
-        for parameter in parameters(function)
-    ):
-        return True
-    return any(
-        isinstance(node, ast.withitem)
-        and isinstance(node.optional_vars, ast.Name)
-        and node.optional_vars.id == value.id
-        and _opens(spot, node.context_expr)
-        for node in own_nodes(function)
+        for parameter in parameters(function.node)
     )
 
 

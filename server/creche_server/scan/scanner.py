@@ -35,7 +35,7 @@ _CHECKS: Final[tuple[Callable[[Spot], Iterator[Finding]], ...]] = (
     singletons,
 )
 # What no check looks at; the walk meets mostly these.
-_DULL: Final = (ast.expr_context, ast.operator, ast.Constant, ast.arguments, ast.arg, ast.keyword)
+_DULL: Final = (ast.arguments, ast.arg, ast.keyword)
 
 
 def scan_sources(files: Mapping[str, bytes]) -> Scan:

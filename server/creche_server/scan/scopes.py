@@ -17,6 +17,7 @@ Definition = FunctionNode | ast.ClassDef
 FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _SCOPES: Final = (*FUNCTIONS, ast.ClassDef)
 _COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_LEAVES: Final = (ast.expr_context, ast.operator, ast.Constant)  # which no check looks at
 _TYPE_CHECKING: Final = frozenset({"typing.TYPE_CHECKING", "typing_extensions.TYPE_CHECKING"})
 
 
@@ -34,6 +35,7 @@ class Scope:
     from_imports: frozenset[str]  # of `imports`: taken out of a module, so may be anything
     deleted: frozenset[str]
     values: dict[str, tuple[ast.expr, ...]]  # {name: all it is}, of those that are only assigned
+    entered: dict[str, ast.expr]  # {name: what was entered}, by the body's `with`
 
     @property
     def module(self) -> Scope:
@@ -111,7 +113,7 @@ def module_scope(source: Source) -> Scope:
 
 
 def places(source: Source, outermost: Scope) -> Iterator[Place]:
-    """Every node of a file in the order of the text, without recursion; type-only code left out."""
+    """The nodes of a file in the order of the text, without recursion; type-only code left out."""
     stack: list[Place] = [
         Place(statement, statement, outermost, None, main=False)
         for statement in reversed(source.tree.body)
@@ -141,7 +143,7 @@ def _below(place: Place) -> Iterator[Place]:
             skipped = set(map(id, node.body))
         main = main or _is_main_guard(node.test)
     for child in ast.iter_child_nodes(node):
-        if id(child) in skipped:
+        if id(child) in skipped or isinstance(child, _LEAVES):
             continue
         scope = place.inner if id(child) in body and place.inner is not None else place.scope
         yield Place(
@@ -226,6 +228,11 @@ def _opened(
         from_imports=frozenset(taken),
         deleted=frozenset(deleted),
         values=_values(nodes, [*imports, *given]),
+        entered={
+            item.optional_vars.id: item.context_expr
+            for item in nodes
+            if isinstance(item, ast.withitem) and isinstance(item.optional_vars, ast.Name)
+        },
     )
 
 

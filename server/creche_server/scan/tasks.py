@@ -109,16 +109,7 @@ def _is_of_block(spot: Spot, node: ast.expr) -> bool:
     function = spot.scope.function
     while isinstance(node, ast.Attribute):
         node = node.value
-    return (
-        function is not None
-        and isinstance(node, ast.Name)
-        and any(
-            isinstance(found, ast.withitem)
-            and isinstance(found.optional_vars, ast.Name)
-            and found.optional_vars.id == node.id
-            for found in own_nodes(function.node)
-        )
-    )
+    return function is not None and isinstance(node, ast.Name) and node.id in function.entered
 
 
 def _is_alias(spot: Spot, local: ast.expr, *, is_certain: bool) -> bool:
@@ -134,23 +125,25 @@ def _is_alias(spot: Spot, local: ast.expr, *, is_certain: bool) -> bool:
 
 def _stores(spot: Spot, owner: Scope, name: str) -> bool:
     """Whether the class itself puts a nursery there, which is reported where it does."""
-    for node in ast.walk(owner.node):
-        match node:
-            case ast.AnnAssign(target=ast.Name(id=found)) if found == name:
-                return True
-            case ast.withitem(optional_vars=ast.Attribute(attr=found)) if found == name:
-                return True
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                for inner in own_nodes(node):
-                    match inner:
-                        case ast.Assign(targets=[ast.Attribute(attr=found), *_], value=value):
-                            if found == name and is_nursery(spot, value, node):
-                                return True
-                        case ast.AnnAssign(target=ast.Attribute(attr=found), value=value):
-                            if found == name and value and is_nursery(spot, value, node):
-                                return True
-                        case _:
-                            pass
-            case _:
-                pass
+    for item in getattr(owner.node, "body", []):
+        method = spot.project.functions.get(f"{owner.name}.{getattr(item, 'name', '')}")
+        if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == name:
+            return True
+        if method is not None and any(
+            _puts(spot, node, name, method.scope) for node in own_nodes(method.node)
+        ):
+            return True
     return False
+
+
+def _puts(spot: Spot, node: ast.AST, name: str, method: Scope) -> bool:
+    match node:
+        case (
+            ast.Assign(targets=[ast.Attribute(attr=found), *_], value=ast.expr() as value)
+            | ast.AnnAssign(target=ast.Attribute(attr=found), value=ast.expr() as value)
+        ):
+            return found == name and is_nursery(spot, value, method)
+        case ast.withitem(optional_vars=ast.Attribute(attr=found)):
+            return found == name
+        case _:
+            return False

@@ -155,7 +155,8 @@ def _write(
     is_item: bool,
 ) -> Iterator[Finding]:
     short = f"{ast.unparse(owner)}.{attribute}"
-    for found in spot.meanings(owner):
+    meanings = spot.meanings(owner)
+    for found in meanings:
         if _is_own_class(spot, found):
             if not _is_making_class(spot.scope):
                 message = f"`{short}` belongs to the class, so to all its instances"
@@ -169,7 +170,8 @@ def _write(
                 yield spot.finding(rules.PATCH, f"`{short}` belongs to a module", at)
             return
         name = spot.resolve(found)
-        if name is not None:
+        # What is assigned more than once may be something of the function's own by now.
+        if name is not None and (found is owner or len(meanings) == 2):  # noqa: PLR2004
             yield from _write_by_name(spot, found, name, short, at, is_item=is_item)
             return
 

@@ -273,6 +273,18 @@ class Passes:
         return self.function(*args)
 
 
+class Described:
+    def __init__(self, function):
+        self.function = function
+
+    def setter(self, function):
+        self.set = function
+        return self
+
+    def __get__(self, instance, owner):
+        return self.function
+
+
 def by_object(function):
     return Remember(function)
 
@@ -321,6 +333,10 @@ class Remembers:
     @remember  # -> CR007
     def load(self, name):
         return name
+
+    @Described
+    def described(self):
+        return 1
 
     @staticmethod
     @remember

@@ -232,7 +232,10 @@ def patches(name):
     found = importlib.import_module(name)
     found.debug = True  # -> CR005
     builtins.open = None  # -> CR005
-    found = found.make()
+    mine = other.state
+    if name:
+        mine = acme.make()
+    mine.last = name
     acme.append(name)
     acme.numbers.append(name)
     vars(made := Service())[name] = 1
