@@ -49,7 +49,8 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
     configure_logging(settings.log_level, sys.stderr)
     try:
         registry = load_agents(agents) if agents is not None else None
-        trio.run(partial(_serve, settings, registry))
+        loaded = () if agents is None else (agents.partition(":")[0],)
+        trio.run(partial(_serve, settings, registry, loaded))
     except KeyboardInterrupt:  # before the server took the signals over
         return 130
     # Boundary: the process. What a person can mend is told in a sentence; the rest as it is.
@@ -96,11 +97,15 @@ def _explained_listening(error: OSError, settings: Settings) -> str:
     return f"{settings.host} port {settings.port}: {error.strerror or error}"
 
 
-async def _serve(settings: Settings, registry: AgentClassRegistry | None) -> None:
+async def _serve(
+    settings: Settings,
+    registry: AgentClassRegistry | None,
+    loaded: tuple[str, ...],
+) -> None:
     stop = Stop()
     async with trio.open_nursery() as nursery:
         await nursery.start(_heed_signals, stop, settings.shutdown_timeout)
-        await serve(settings, registry, stop=stop, announce=_announce)
+        await serve(settings, registry, stop=stop, announce=_announce, loaded=loaded)
         nursery.cancel_scope.cancel()
 
 

@@ -24,6 +24,7 @@ MUTABLE: Final = _names(
     """
     builtins: bytearray dict list set sorted vars iter map filter zip enumerate reversed
     builtins.dict: fromkeys
+    builtins.str: maketrans
     collections: ChainMap Counter OrderedDict UserDict UserList defaultdict deque
     array: array
     copy: copy deepcopy

@@ -289,7 +289,7 @@ def mentions(annotation: ast.expr | None, names: frozenset[str]) -> bool:
 
 def _a(name: str) -> str:
     short = name.removeprefix("builtins.").removeprefix("typing.")
-    short = short.partition(".")[0] if short == "dict.fromkeys" else short
+    short = "dict" if short in {"dict.fromkeys", "str.maketrans"} else short
     if short == "open":
         return "an open file"
     return f"{'an' if short[0] in 'aeiouAEIOU' else 'a'} {short}"

@@ -51,6 +51,7 @@ NUMBERS = itertools.count()  # -> CR001
 WORDS = "a b".split()  # -> CR001
 REPEATED = [0] * 3  # -> CR001
 KEYED = dict.fromkeys("ab")  # -> CR001
+TRANSLATED = str.maketrans("a", "b")  # -> CR001
 COPIED = {"a": 1}.copy()  # -> CR001
 SMALLEST, LARGEST = sorted((1, 2))
 HELD = (1, [2])  # -> CR001
