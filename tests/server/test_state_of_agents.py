@@ -43,6 +43,7 @@ SEEN = []
 async def look_up(name: str) -> str:
     return name
 """,
+        "door.py": "from tidy import Tidy\nDOORS = []\n",
         "package/__init__.py": "from package import elsewhere\n",
         "package/agents.py": TIDY,
         "package/elsewhere.py": "KEPT = set()\n",
@@ -56,6 +57,7 @@ async def look_up(name: str) -> str:
         ("leaky:agents", {"leaky": 2}),
         ("tidy:Tidy", {"tidy": 0}),
         ("mixed:agents", {"leaky": 2, "mixed": 0, "tidy": 0, "toolbox": 1}),
+        ("door:Tidy", {"door": 1, "tidy": 0}),
         ("package.agents:Tidy", {"package": 1}),
     ],
 )

@@ -151,7 +151,7 @@ def _is_state(  # noqa: PLR0911  one return a kind
     if issubclass(kind, (staticmethod, classmethod)):
         return _is_state(cast("staticmethod[..., Any]", value).__func__, packages, kinds, depth)
     if issubclass(kind, functools._lru_cache_wrapper):  # noqa: SLF001  it has no other name
-        return cast("Any", value).cache_info().currsize > 0
+        return bool(cast("Any", value).cache_info().currsize)
     if issubclass(kind, types.FunctionType):
         function = cast("types.FunctionType", value)
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from creche_server.scan import known
 from creche_server.scan.scopes import Place, Scope, module_scope, own_nodes, places
@@ -67,6 +67,8 @@ class Project:
     classes: Mapping[str, Class]
     functions: Mapping[str, Function]
     told: frozenset[str]  # variables whose `set` is given somebody's identity somewhere
+    # {(function, steps left): what it returns}, so that no function is read twice in a scan
+    returned: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict[Any, Any])
 
     def canonical(self, name: str) -> str:
         """Where the thing is defined: `creche.Run` is `creche._run.Run`."""

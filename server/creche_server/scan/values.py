@@ -165,6 +165,15 @@ def what_body_returns(
     steps: int = _MOST_STEPS,
 ) -> Value | None:
     """The same, whatever its decorators make of it."""
+    key = function.scope.name, steps
+    if key not in project.returned:
+        project.returned[key] = None  # for those that call themselves
+        project.returned[key] = _what_is_returned(function, project, steps)
+    found: Value | None = project.returned[key]
+    return found
+
+
+def _what_is_returned(function: Function, project: Project, steps: int) -> Value | None:
     annotated = what_annotation_says(function.node.returns, function.around, project)
     if annotated is not None or not steps:
         return annotated
