@@ -86,10 +86,9 @@ def find_global_state(
     kinds: dict[type[Any], bool] = {}  # {type: whether its objects hold state}
     for name in sorted(name for name in modules if name.partition(".")[0] in packages):
         found: list[Found] = []
-        module: object = modules[name]  # there may be None, or whatever a module put in its place
-        for path, value in (
-            _attributes(name, module) if isinstance(module, types.ModuleType) else ()
-        ):
+        module = cast("object", modules[name])  # or None, or what a module put in its place
+        known_module = module if isinstance(module, types.ModuleType) else types.ModuleType(name)
+        for path, value in _attributes(name, known_module):
             if id(value) not in seen and _is_state(value, packages, kinds):
                 seen.add(id(value))
                 found.append((path, type(value).__name__))
@@ -137,7 +136,7 @@ def _is_state(  # noqa: PLR0911  one return a kind
     depth: int = 0,
 ) -> bool:
     # By its type, not by its `__class__`, for which a proxy may ask whom it stands for just now.
-    kind = cast("type[Any]", type(value))
+    kind: Any = type(value)
     if issubclass(kind, (str, bytes, int, float, complex, type(None), types.ModuleType, type)):
         return False
     if issubclass(kind, _CONTAINERS):
@@ -154,8 +153,10 @@ def _is_state(  # noqa: PLR0911  one return a kind
         return bool(cast("Any", value).cache_info().currsize)
     if issubclass(kind, types.FunctionType):
         function = cast("types.FunctionType", value)
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        by_name: Mapping[str, Any] = function.__kwdefaults__ or {}
+        defaults = (*(function.__defaults__ or ()), *by_name.values())
         return any(_is_state(item, packages, kinds, depth + 1) for item in defaults)
+    kind = cast("type[Any]", type(value))
     if kind not in kinds:
         kinds[kind] = _has_state(kind, packages)
     return kinds[kind]

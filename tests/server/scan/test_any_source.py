@@ -82,13 +82,12 @@ def test_what_parses_but_is_nested_too_deeply_to_be_looked_at_is_a_finding() -> 
 def test_functions_that_return_each_others_results_are_read_once_each() -> None:
     """Thirty that call all thirty: without notes that is thirty to the fourth."""
     text = "".join(
-        f"def f{n}(a):\n    if a == 1: return {{}}\n"
-        + "".join(f"    if a: return f{m}(a)\n" for m in range(30))
+        f"def f{n}(a):\n" + "".join(f"    if a: return f{m}(a)\n" for m in range(30))
         for n in range(30)
     )
     with_result = text + "".join(f"A{n} = f{n}(1)\n" for n in range(30))
     start = time.process_time()
-    assert [item.rule for item in scan_text(with_result).findings] == ["CR001"] * 30
+    assert told(scan_text(with_result)) == []
     assert time.process_time() - start < 5
 
 
