@@ -43,6 +43,7 @@ from creche_server.lookups import Lookups
 from creche_server.mcp import mcp_sources
 from creche_server.models import Offer, open_models
 from creche_server.outbox import Flusher
+from creche_server.packages import packages_of
 from creche_server.services import Services
 from creche_server.settings import Settings
 from creche_server.tracing import FLUSH_TIMEOUT, open_tracing
@@ -77,13 +78,15 @@ async def serve(
     stop: Stop,
     announce: Callable[[Listening], None] = lambda _: None,
     audit_sink: AuditSink | None = None,
+    loaded: Sequence[str] = (),
 ) -> None:
     """Serve until told to stop, then leave in order; see `Stop`.
 
     The application's agents come first, and `assistant` is there beside them. `audit_sink` takes
-    the audit's records instead of what the settings say. Raises AlreadyServedError,
-    AuditTamperedError, McpServerError, TracingUnavailableError, OSError if the address cannot be
-    had, and what opening the database or the model raises.
+    the audit's records instead of what the settings say. `loaded` names the modules that the
+    agents were found in, whose state is counted beside that of the agents' own. Raises
+    AlreadyServedError, AuditTamperedError, McpServerError, TracingUnavailableError, OSError if
+    the address cannot be had, and what opening the database or the model raises.
     """
     application = application or Application()
     sources = mcp_sources(settings.mcp, os.environ)
@@ -135,6 +138,7 @@ async def serve(
                                     settings=settings,
                                     flusher=connections.flusher,
                                     leaving=connections.leaving,
+                                    packages=packages_of(registry, tools, loaded),
                                 )
                                 connections.background.start_soon(_hurry, stop, supervisor)
                                 await _accept_until_stopped(services, connections, stop, announce)

@@ -8,7 +8,7 @@ import json
 import re
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
@@ -471,8 +471,14 @@ class TestMetrics:
         for name in ("creche_process_global_state", "creche_runs_live"):
             assert any(line.startswith(f"# HELP {name} ") for line in lines)
             assert f"# TYPE {name} gauge" in lines
-            assert re.fullmatch(r"\d+", gauges(answer.text)[name])
-        assert len(lines) == 6, "whatever is new here is to be documented, and of no user"
+        told = gauges(answer.text)
+        assert set(told) == {
+            'creche_process_global_state{package="creche"}',
+            SERVERS_STATE,
+            "creche_runs_live",
+        }
+        assert all(re.fullmatch(r"\d+", value) for value in told.values())
+        assert len(lines) == 7, "whatever is new here is to be documented, and of no user"
 
     async def test_count_the_runs_that_are_live(self, server: Server) -> None:
         async with server.chat() as chat, server.http(None) as http:
@@ -486,10 +492,10 @@ class TestMetrics:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         async with server.http(None) as http:
-            before = int(gauges((await http.get("/metrics")).text)["creche_process_global_state"])
+            before = int(gauges((await http.get("/metrics")).text)[SERVERS_STATE])
             monkeypatch.setattr(creche_server.services, "_CACHE", {}, raising=False)
             monkeypatch.setattr(creche_server.services.Services, "seen", [], raising=False)
-            after = int(gauges((await http.get("/metrics")).text)["creche_process_global_state"])
+            after = int(gauges((await http.get("/metrics")).text)[SERVERS_STATE])
         assert after == before + 2
 
     async def test_grow_by_nothing_with_runs(self, server: Server) -> None:
@@ -500,6 +506,9 @@ class TestMetrics:
             for _ in range(3):
                 await chat.run("tokens=2")
             assert gauges((await http.get("/metrics")).text) == before
+
+
+SERVERS_STATE: Final = 'creche_process_global_state{package="creche_server"}'
 
 
 def gauges(text: str) -> dict[str, str]:

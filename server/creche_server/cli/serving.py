@@ -52,7 +52,8 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
     configure_logging(settings.log_level, sys.stderr)
     try:
         application = load_application(agents) if agents is not None else None
-        trio.run(partial(_serve, settings, application))
+        loaded = () if agents is None else (agents.partition(":")[0],)
+        trio.run(partial(_serve, settings, application, loaded))
     except KeyboardInterrupt:  # before the server took the signals over
         return 130
     # Boundary: the process. What a person can mend is told in a sentence; the rest as it is.
@@ -99,11 +100,13 @@ def _explained_listening(error: OSError, settings: Settings) -> str:
     return f"{settings.host} port {settings.port}: {error.strerror or error}"
 
 
-async def _serve(settings: Settings, application: Application | None) -> None:
+async def _serve(
+    settings: Settings, application: Application | None, loaded: tuple[str, ...]
+) -> None:
     stop = Stop()
     async with trio.open_nursery() as nursery:
         await nursery.start(_heed_signals, stop, settings.shutdown_timeout)
-        await serve(settings, application, stop=stop, announce=_announce)
+        await serve(settings, application, stop=stop, announce=_announce, loaded=loaded)
         nursery.cancel_scope.cancel()
 
 
@@ -154,6 +157,6 @@ def _exit_when_overdue(seconds: float) -> None:
 
 def _announce(listening: Listening) -> None:
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.freeze()  # creche: shared once, when the process has started; about memory, not its content
+    gc.set_threshold(*_GC_THRESHOLDS)  # creche: shared once, when the process has started
     _say(f"creche: listening on {listening.url}\ncreche: open {listening.page_link}\n")
