@@ -23,9 +23,16 @@ from creche._task_tree import count_tasks
 class RunLife:
     """One run, from being taken on to its end. Trio times are seconds on Trio's clock."""
 
-    def __init__(self, context: UserExecutionContext, agent: str) -> None:
+    def __init__(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        *,
+        disconnect_grace: float | None = None,
+    ) -> None:
         self.context = context
         self.agent = agent
+        self.disconnect_grace = disconnect_grace  # seconds unwatched; None: it goes on
         self.created_at: datetime = now()
         self.started_at: datetime | None = None
         self.first_seq: int | None = None  # of RUN_STARTED, once it has started

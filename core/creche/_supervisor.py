@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Final
@@ -28,6 +29,7 @@ from creche._quotas import ToolQuotas
 from creche._run import Run
 from creche._run_life import RunLife
 from creche._run_rows import call_off, propose_run, why_refused
+from creche._watchers import cancelled_when_unwatched
 
 _log: Final = logging.getLogger("creche.supervisor")
 
@@ -55,22 +57,38 @@ class Supervisor:
         self._draining = False
         self._changed = trio.lowlevel.ParkingLot()
 
-    async def start(self, context: UserExecutionContext, agent: str, state: AgentInput) -> Run:
+    async def start(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        state: AgentInput,
+        *,
+        disconnect_grace: float | None = None,
+    ) -> Run:
         """Start a run; returns once its rows are committed.
 
         On a busy thread it is queued. Raises what `submit` raises, and StoreUnavailableError.
         """
-        run = await self.submit(context, agent, state)
+        run = await self.submit(context, agent, state, disconnect_grace=disconnect_grace)
         await run.accepted()
         return run
 
-    async def submit(self, context: UserExecutionContext, agent: str, state: AgentInput) -> Run:
+    async def submit(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        state: AgentInput,
+        *,
+        disconnect_grace: float | None = None,
+    ) -> Run:
         """Take a run on: its place in its thread's order is settled when this returns.
 
         It may yet be refused by the store: `await run.accepted()` before telling anybody.
-        Once taken on, it does not depend on the caller. Raises UnknownAgentError, DrainingError,
-        LimitExceededError, ValueError for an empty input; a limit that is hit is audited, and
-        AuditUnavailableError raised if it cannot be.
+        Once taken on, it does not depend on the caller. With a `disconnect_grace` it is
+        cancelled (`disconnect`) once nobody has watched its thread for so many seconds on end.
+
+        Raises UnknownAgentError, DrainingError, LimitExceededError, ValueError for an empty
+        input; a limit that is hit is audited, and AuditUnavailableError raised if it cannot be.
         """
         self.infrastructure.registry.describe(agent)
         asked = as_messages(state)
@@ -78,7 +96,8 @@ class Supervisor:
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
         try:
-            life: RunLife = await self._nursery.start(self._serve, RunLife(context, agent), asked)
+            life = RunLife(context, agent, disconnect_grace=disconnect_grace)
+            await self._nursery.start(self._serve, life, asked)
         except LimitExceededError as error:
             await record_limit(
                 self.infrastructure.audit,
@@ -230,6 +249,14 @@ class Supervisor:
             async with contextlib.AsyncExitStack() as stack:
                 journal = await self._accept(life, asked, stack)
                 if journal is not None:
+                    if life.disconnect_grace is not None:
+                        await stack.enter_async_context(
+                            cancelled_when_unwatched(
+                                journal.watchers,
+                                functools.partial(life.cancel, "disconnect"),
+                                grace=life.disconnect_grace,
+                            )
+                        )
                     try:
                         await self._execute(life, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
@@ -303,8 +330,9 @@ class Supervisor:
     ) -> AsyncIterator[AsyncIterator[Entry]]:
         """A thread's entries as they become visible, from the one that follows `after`."""
         async with self.journals.attached(user_id, thread_id) as journal:
-            async with contextlib.aclosing(_entries(journal, after)) as entries:
-                yield entries
+            with journal.watchers.watching():
+                async with contextlib.aclosing(_entries(journal, after)) as entries:
+                    yield entries
 
 
 async def _entries(journal: Journal, after: int) -> AsyncGenerator[Entry]:
