@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-MixUp = Literal["user_mismatch", "thread_mismatch", "connection_mismatch", "event_injection"]
+MixUp = Literal[
+    "user_mismatch", "thread_mismatch", "run_mismatch", "connection_mismatch", "event_injection"
+]
 
 
 class CrecheError(Exception):

@@ -19,7 +19,7 @@ from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up
 from creche._context import ThreadId, UserExecutionContext, UserId
 from creche._conversation import Conversation
-from creche._errors import IsolationError, StoreUnavailableError, ThreadDeletedError
+from creche._errors import IsolationError, MixUp, StoreUnavailableError, ThreadDeletedError
 from creche._events import Event, decode_event, encode_unnumbered, numbered
 from creche._limits import Limits
 from creche._proposals import Proposal, Proposals
@@ -223,9 +223,15 @@ class Journal:
         self, message: str, operation: str, speaker: UserExecutionContext
     ) -> IsolationError:
         """What to raise when `speaker` would say something here as another; it is noted."""
+        return self.mix_up(message, "event_injection", operation, speaker)
+
+    def mix_up(
+        self, message: str, kind: MixUp, operation: str, speaker: UserExecutionContext
+    ) -> IsolationError:
+        """What to raise when `speaker` would do something with what is another's; it is noted."""
         error = IsolationError(
             message,
-            kind="event_injection",
+            kind=kind,
             user=speaker.user_id,
             owner=self.user_id,
             resource=f"thread {self.thread_id}",

@@ -240,7 +240,7 @@ DISPATCHER = "create_scoped_dispatcher_context(context, tools=...)"
 # (the older name, what uses it, what its warning must say to write)
 DOORS: list[tuple[str, Use, str]] = [
     ("AgentRegistry", by_instance_factory, "creche.AgentClassRegistry()"),
-    ("AgentInstanceFactory", by_instance_factory, "registry.describe(name).agent_class()"),
+    ("AgentInstanceFactory", by_instance_factory, "registry.make(name)"),
     ("ExecutionEngine(...)", by_engine, ENGINE),
     (
         "RequestScopedExecutionEngine",
