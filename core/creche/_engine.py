@@ -152,7 +152,8 @@ class ExecutionEngine:
 
         Raises UnknownAgentError, ValueError for an empty input, StoreUnavailableError if it could
         not even be started, ThreadDeletedError, LimitExceededError past `Limits.runs_per_thread`
-        (audited, or AuditUnavailableError is raised), and CrecheError within a run on that very
+        (audited, or AuditUnavailableError is raised), LogConflictError if somebody else wrote on
+        the thread without sharing `journals`, and CrecheError within a run on that very
         thread, which would wait for itself.
         """
         name = agent if isinstance(agent, str) else agent.agent_name
@@ -196,8 +197,12 @@ class ExecutionEngine:
 
         A run whose cleanup overruns its allowance gets its terminal event then, but this returns
         no sooner than its nursery has closed.
+
+        Raises LogConflictError where its end can never be stored, since somebody else writes on
+        the thread without sharing its journals.
         """
         self._check_unspent()
+        self._journal.check_there()
         self._spent = True
         with self._spans.block("run", self._life.agent) as span:
             span.ends(SpanEnd(status="failed", code="lost"))  # unless its end is committed

@@ -72,6 +72,14 @@ class StoreUnavailableError(CrecheError):
     """The store did not take a write that must be committed before we may answer."""
 
 
+class LogConflictError(StoreUnavailableError):
+    """Somebody else has written a thread's log meanwhile, so what is said here cannot follow it.
+
+    Trying again does not help; opening the thread anew does. Whoever writes on one store must
+    share its journals.
+    """
+
+
 class CommitInDoubtError(CrecheError):
     """A store cannot tell whether it took a commit: its answer was lost on the way."""
 
