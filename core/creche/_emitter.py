@@ -25,6 +25,7 @@ from creche._errors import (
     EmitterClosedError,
     GrammarError,
     LimitExceededError,
+    MixUp,
 )
 from creche._event_redaction import REDACTIONS, redact_data
 from creche._grammar import Bracket, Grammar, Phase
@@ -134,6 +135,21 @@ class EventEmitter:
             if self._grammar.is_open(Bracket.STEP, unique, self._subagent):
                 end = events.StepFinished(step_name=unique, timestamp=timestamp())
                 self._say(end, barrier=False)
+
+    def check_speaks_for(self, context: UserExecutionContext, operation: str) -> None:
+        """Raise IsolationError, which is audited, unless its run is the one of that context."""
+        own = self._context
+        kind: MixUp
+        if context.user_id != own.user_id:
+            kind = "user_mismatch"
+        elif context.thread_id != own.thread_id:
+            kind = "thread_mismatch"
+        elif context.run_id != own.run_id:
+            kind = "run_mismatch"
+        else:
+            return
+        msg = "what belongs to a run is made for its own context only"
+        raise self._journal.mix_up(msg, kind, operation, context)
 
     # --- the engine's part: sub-agents, the beginning and the end of the run
 
