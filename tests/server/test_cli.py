@@ -448,6 +448,25 @@ class TestServe:
             ("{'a': 1}", "agent 'a' must be a class"),
             ("Needy", "agent 'needy': Needy.__init__ needs arguments"),
             ("Blind", "agent 'blind': Blind.run must take the run"),
+            (
+                "{'shop': type('Shop', (Fine,), {'tools': ('tell_stock',)})}",
+                "agent 'shop' wants the tool 'tell_stock', which is not there (there is "
+                "calculator, clock, search_history)",
+            ),
+            (
+                "{'shop': type('Shop', (Fine,), {'tool_sources': ('time',)})}",
+                "agent 'shop' wants the MCP server 'time', which the settings do not name: they "
+                "need [mcp.servers.time]",
+            ),
+            (
+                "AgentClassRegistry(); agents.register('shop', Fine, requires=('billing', 'tax'))",
+                "agent 'shop' wants the tools 'billing', 'tax', which are not there",
+            ),
+            (
+                "Application(agents={'shop': type('Shop', (Fine,), {'tools': ('nail',)})})",
+                "agent 'shop' wants the tool 'nail', which is not there",
+            ),
+            ("{'shop': type('Shop', (Fine,), {'tools': (len,)})}", "agent 'shop': len is no tool"),
         ],
     )
     def test_what_holds_no_agent_is_refused_in_a_sentence(
@@ -457,6 +476,8 @@ class TestServe:
         sentence: str,
     ) -> None:
         Path("mine.py").write_text(
+            "from creche import AgentClassRegistry\n"
+            "from creche_server.application import Application\n"
             "class Fine:\n async def run(self, run): ...\n"
             "class Needy(Fine):\n def __init__(self, key): ...\n"
             "class Blind:\n async def run(self): ...\n"
@@ -464,6 +485,7 @@ class TestServe:
         )
         line = command_line.refused("serve", "mine:agents", "--model", "scripted", "--port", "0")
         assert line.startswith(f"mine:agents: {sentence}")
+        assert not Path(".creche").exists()
 
     def test_with_a_damaged_key_says_so(self, command_line: CommandLine) -> None:
         Path("key").write_bytes(b"short")
