@@ -100,7 +100,7 @@ class TestVerify:
             ([lines[0], *lines[2:]], "deleted: record 2 is missing"),
             ([lines[0], lines[2], lines[1], lines[3]], "re-ordered: record 2 stands behind"),
             (lines[:3], "cut off: record 4 is cut off"),
-            ([lines[0], b"{}\n", *lines[2:]], "unreadable: what stands for record 2"),
+            ([lines[0], b"{}\n", *lines[2:]], "unreadable: where record 2 should be there is none"),
         ):
             path.write_bytes(b"".join(changed))
             code, said, _ = creche("audit", "verify", "--data", str(data))
