@@ -525,6 +525,13 @@ class TestChat:
         assert "calculator" in told(result)
         assert "42" in told(result)
 
+    async def test_says_that_a_thread_which_was_named_is_a_new_one(
+        self, server: Server, folder: Path
+    ) -> None:
+        for expected in (b"thread typo is a new thread\n", b""):
+            done = await run_creche("chat", "tokens=1", "--thread", "typo", cwd=folder)
+            assert (done.returncode, done.stderr) == (0, expected)
+
     async def test_goes_on_with_a_thread(self, server: Server, folder: Path) -> None:
         common = ("--thread", "t", "--agent", "assistant", "--data", "data")
         first = await run_creche("chat", "tokens=1 first [bold]words[/bold]", *common, cwd=folder)

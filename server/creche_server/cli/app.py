@@ -186,7 +186,7 @@ async def list_(
     data: Data = None,
     database: AuditDatabase = None,
 ) -> int:
-    """Print records, oldest first.
+    """Print records by the time that they show, oldest first; as json in the chain's order.
 
     Parameters
     ----------
