@@ -157,7 +157,16 @@ async def _list(settings: Settings, query: Callable[[], AuditQuery], form: Forma
         for record in records:
             sys.stdout.write(f"{encode_record(record).decode()}\n")
         return FINE
-    columns = ("last", "kind", "user", "claimed owner", "resource", "operation", "outcome", "times")
+    columns: tuple[str, ...] = (
+        "last",
+        "kind",
+        "user",
+        "claimed owner",
+        "resource",
+        "operation",
+        "outcome",
+        "times",
+    )
     # Repeats are recorded when they are over, with the time of the last one: by `seq` they would
     # come after what happened later.
     rows = [_shown(record) for record in sorted(records, key=attrgetter("last"))]
