@@ -186,15 +186,8 @@ class TestList:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         code, said, _ = creche("audit", "list", "--data", str(data))
         assert code == 0
-        assert [part.strip() for part in said.splitlines()[1].strip("┃").split("┃")] == [
-            "last",
-            "kind",
-            "user",
-            "resource",
-            "operation",
-            "outcome",
-            "times",
-        ]
+        assert "resource" in said
+        assert "claimed owner" not in said, "nobody's is known, so it has no column"
         assert "[red]y[/red]" in said
 
     def test_on_a_terminal_tells_whose_it_was_where_that_is_known(

@@ -528,9 +528,10 @@ class TestChat:
     async def test_says_that_a_thread_which_was_named_is_a_new_one(
         self, server: Server, folder: Path
     ) -> None:
-        for expected in (b"thread typo is a new thread\n", b""):
-            done = await run_creche("chat", "tokens=1", "--thread", "typo", cwd=folder)
-            assert (done.returncode, done.stderr) == (0, expected)
+        common = ("--thread", "typo", "--agent", "assistant", "--data", "data")
+        for expected in ("thread typo is a new thread\n", ""):
+            done = await run_creche("chat", "tokens=1", *common, cwd=folder)
+            assert (done.returncode, told(done)) == (0, expected)
 
     async def test_goes_on_with_a_thread(self, server: Server, folder: Path) -> None:
         common = ("--thread", "t", "--agent", "assistant", "--data", "data")
@@ -683,7 +684,7 @@ class TestChat:
         common = ("--thread", "silent", "--agent", "assistant", "--data", "data")
         first = await run_creche("chat", "tokens=0", *common, cwd=folder)
         assert (first.returncode, first.stdout) == (0, b"")
-        assert told(first) == "(no answer)\n"
+        assert told(first) == "thread silent is a new thread\n(no answer)\n"
         second = await run_creche("chat", *common, cwd=folder)
         assert told(second).splitlines()[0] == "(no answer)"
 

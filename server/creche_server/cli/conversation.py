@@ -88,7 +88,7 @@ class Conversation:
         Returns an exit code. Raises ClientError.
         """
         position = await self._end_of_the_log()
-        if goes_on and not position["since"]:
+        if goes_on and "epoch" not in position:  # the server knows no such thread
             self._screen.note(f"thread {self.thread_id} is a new thread")
         async with open_client(self._api.url, self.thread_id, self._api.token) as client:
             await client.ask("subscription.subscribe", position)
