@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, cast, runtime_checkable
 
 import trio
 
@@ -25,7 +25,7 @@ from creche._messages import (
 from creche._models import TextDelta, ToolCallRequest
 from creche._owned import OwnedWalk, advice, classes_of, faults
 from creche._run_context import RunContext
-from creche._tools import Tool, ToolResult, check_names
+from creche._tools import Tool, ToolResult, check_names, names_in, tools_or_names_in
 
 
 @runtime_checkable
@@ -85,9 +85,9 @@ class AgentClassRegistry:
     ) -> None:
         """Make a class known by a name.
 
-        Raises TypeError for what is no agent class, and for one with a class attribute that runs
-        could change for each other; ValueError for a blank or taken name, and for two tools of one
-        name; RuntimeError once frozen.
+        Raises TypeError for what is no agent class, for one with a class attribute that runs could
+        change for each other, and for what is no tool or no list of them; ValueError for a blank
+        or taken name, and for two tools of one name; RuntimeError once frozen.
         """
         if self._frozen:
             msg = f"the registry is frozen: register {name!r} before anything runs"
@@ -98,10 +98,13 @@ class AgentClassRegistry:
         if name in self._agents:
             msg = f"an agent named {name!r} is registered already"
             raise ValueError(msg)
-        check_names(requires, f"`requires` of agent {name!r}")
-        tools: Sequence[Tool | str] = getattr(agent_class, "tools", ())
+        where = f"agent {name!r}"
+        required = names_in(requires, where, "requires")
+        check_names(required, f"`requires` of {where}")
+        tools = tools_or_names_in(getattr(agent_class, "tools", ()), where)
+        names_in(getattr(agent_class, "tool_sources", ()), where, "tool_sources")
         names = (tool if isinstance(tool, str) else tool.name for tool in tools)
-        check_names(names, f"agent {name!r}")
+        check_names(names, where)
         self._guards_of[name] = self._guard(check_agent_class(name, agent_class))
         named = [tool for tool in tools if isinstance(tool, str)]
         self._agents[name] = AgentDescription(
@@ -109,7 +112,7 @@ class AgentClassRegistry:
             agent_class=agent_class,
             description=description or inspect.cleandoc(agent_class.__doc__ or ""),
             version=version,
-            requires=tuple(dict.fromkeys([*requires, *named])),
+            requires=tuple(dict.fromkeys([*required, *named])),
         )
 
     def _guard(self, owned: Sequence[Sequence[tuple[str, object]]]) -> tuple[ClassGuard, ...]:
@@ -160,11 +163,20 @@ class AgentClassRegistry:
 
     def missing_requirements(self, provided: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Which agents want tools that are not among those provided; empty when all is well."""
-        missing = {
-            name: tuple(tool for tool in agent.requires if tool not in provided)
+        return {
+            name: missing
             for name, agent in self._agents.items()
+            if (missing := tuple(tool for tool in agent.requires if tool not in provided))
         }
-        return {name: tools for name, tools in missing.items() if tools}
+
+    def check_provided(self, tools: Sequence[str], tool_sources: Sequence[str]) -> None:
+        """Raise ValueError if an agent wants a tool, or a source, that is not among these names."""
+        for name, missing in self.missing_requirements(tools).items():
+            _refuse_missing(name, "tool", missing, tools)
+        for name, agent in self._agents.items():
+            absent = tuple(each for each in agent.tool_sources if each not in tool_sources)
+            if absent:
+                _refuse_missing(name, "tool source", absent, tool_sources)
 
     def __contains__(self, name: object) -> bool:
         return name in self._agents
@@ -174,6 +186,16 @@ class AgentClassRegistry:
 
     def __len__(self) -> int:
         return len(self._agents)
+
+
+def _refuse_missing(
+    agent: str, what: str, missing: Sequence[str], provided: Sequence[str]
+) -> NoReturn:
+    wanted = f"{what} {missing[0]!r}, which is"
+    if len(missing) > 1:
+        wanted = f"{what}s {', '.join(map(repr, missing))}, which are"
+    msg = f"agent {agent!r} wants the {wanted} not there (there is {', '.join(provided) or 'none'})"
+    raise ValueError(msg)
 
 
 def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, object], ...], ...]:

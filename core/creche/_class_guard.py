@@ -120,15 +120,15 @@ class ClassGuard:
         """Of the class whose it is."""
         return self._owned[0][0].partition(".")[0]
 
-    def check(self) -> None:
-        """Count a breach, log it and put things back, if they are not as they were."""
+    def check(self) -> str:
+        """Count a breach and put things back, if they are not as they were; says which."""
         # All in C: this is done at the beginning and at the end of each run.
         if (
             not any(self._empty)
             and tuple(map(len, self._values)) == self._lengths
             and all(map(is_, self._now(), self._noted))
         ):
-            return
+            return ""
         written = sorted(self._changes())
         for _, undo in written:
             undo()
@@ -137,8 +137,7 @@ class ClassGuard:
         self._note()
         if written:
             self.breaches += 1
-            paths = ", ".join(path for path, _ in written)
-            _log.error("a run wrote to its agent's class, which was put back: %s", paths)
+        return ", ".join(path for path, _ in written)
 
     def _note(self) -> None:
         """Write down what there is, for `check` to compare it quickly."""
@@ -194,15 +193,17 @@ def _names_of(path: str, item: object) -> Iterator[_Names]:
 class ClassWatch:
     """One run's eye on the classes that it makes instances of."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_identity", "_seen")
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Mapping[str, str] | None = None) -> None:
+        self._identity = dict(identity or {})  # whose its log lines are
         self._seen: dict[ClassGuard, int] = {}  # {guard: its breaches when this run first came}
 
     def begin(self, guards: Iterable[ClassGuard]) -> None:
         """An instance is about to be made: the class is as it was registered."""
         for guard in guards:
-            guard.check()
+            if written := guard.check():
+                self._log("before a run began, its agent's class was put back: %s", written)
             if guard not in self._seen:
                 guard.alive += 1
                 self._seen[guard] = guard.breaches
@@ -211,7 +212,10 @@ class ClassWatch:
         """The run's agents have ended: why it failed, if one of their classes was written to."""
         violated: list[str] = []
         for guard, breaches in self._seen.items():
-            guard.check()
+            if written := guard.check():
+                self._log("a run wrote to its agent's class, which was put back: %s", written)
+            elif guard.breaches != breaches:
+                self._log("while a run was alive, its agent's class was written to: %s", guard.name)
             if guard.breaches != breaches:
                 violated.append(guard.name)
             guard.alive -= 1
@@ -223,3 +227,6 @@ class ClassWatch:
             "share. It was put back; keep what belongs to a run on `self`.",
             classes=violated,
         )
+
+    def _log(self, words: str, what: str) -> None:
+        _log.error(words, what, extra=self._identity)

@@ -28,7 +28,7 @@ from creche._redaction import printable
 from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tool_sources import ToolSource, open_tool_sources
-from creche._tools import Tool, ToolResult, failure
+from creche._tools import Tool, ToolResult, failure, tools_in
 from creche._tracing import OTHER, SpanEnd, Spans, Tracer
 
 _WANTED: Final = "tools= or infrastructure="
@@ -129,7 +129,7 @@ class ToolDispatcher:
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
         Raises CrecheError if there is nothing to take tools from, ToolSourceError if a source
-        cannot be opened, and ValueError for two tools of one name.
+        cannot be opened, ValueError for two tools of one name, and TypeError for what is no tool.
         """
         if infrastructure is None:
             around = surroundings.get() if tools is not None else look_around(_WANTED)
@@ -141,6 +141,7 @@ class ToolDispatcher:
             quotas = quotas or cast("ToolQuotas", around.quotas)
         if tools is None:
             tools = infrastructure.tools if infrastructure else ()
+        tools = tools_in(tools, "a dispatcher")
         limits = limits or (infrastructure.limits if infrastructure else Limits())
         audit = infrastructure.audit if infrastructure else None
         async with open_own_log(context, limits, audit=audit) as log:
@@ -149,7 +150,7 @@ class ToolDispatcher:
                 try:
                     async with open_tool_sources(
                         tool_sources or {},
-                        tuple(tools),
+                        tools,
                         context,
                         limits,
                         killed=tally.killed.append,

@@ -208,17 +208,18 @@ class ToolCalls:
             except BaseException as error:  # noqa: BLE001
                 return self._failed(call, error)
         del self.tally.stopped[-1]  # by its own deadline, which is no matter of the run's end
+        late = f"took longer than {self._limits.tool_timeout:g} s"
+        if call.how == "abandoned":  # who asks again has it at work twice
+            late += "; it would not stop and may still be at work"
+        else:
+            late += " and was stopped"
         _log.warning(
-            "tool %s took longer than %g s and was stopped",
+            "tool %s %s",
             called.name,
-            self._limits.tool_timeout,
+            late,
             extra={**identity(self._context), "tool_call_id": call_id},
         )
-        return failure(
-            call_id,
-            f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
-            code="tool_timeout",
-        )
+        return failure(call_id, f"The tool {late}.", code="tool_timeout")
 
     def _told(self, content: str) -> str:
         """A result as the model gets it: whole, but for what is too long. It is redacted later."""
@@ -276,8 +277,9 @@ class ToolCalls:
         told = any(isinstance(leaf, RunError) for leaf in leaves(fault))
         _log.log(
             logging.INFO if told else logging.WARNING,
-            "tool %s failed",
+            "tool %s failed%s",
             name,
+            f" ({code_of(fault)})" if told else "",
             exc_info=None if told else fault,
             extra={**identity(self._context), "tool_call_id": call_id},
         )

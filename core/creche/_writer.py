@@ -254,20 +254,24 @@ class Writer:
             self._forget(source)
             return
         # First: what it marks while it is asked must wait for the retry, too.
-        self._postpone(source, commit, error)
-        if not source.refuse(commit, error):
-            del self._ailing[source]
+        delay = self._put_off(source)
+        if source.refuse(commit, error):
+            _log_failure(commit, error, delay)
+            return
+        del self._ailing[source]
+        # It need not be the store's fault: a run's id may have been used before.
+        _log.info("a commit was not taken, and who asked for it was told", extra=_of(commit, error))
 
     def _postpone(self, source: Source, commit: Commit, why: object) -> None:
-        """Try that source again, later each time."""
+        """Try that source again, later each time, and say so."""
+        _log_failure(commit, why, self._put_off(source))
+
+    def _put_off(self, source: Source) -> float:
+        """The seconds until that source is tried again: more at each failure."""
         ailing = self._ailing.get(source)
         delay = min(ailing.delay * 2, _LAST_RETRY) if ailing else _FIRST_RETRY
-        _log.warning(
-            "a commit failed and is tried again in %.1f s",
-            delay,
-            extra={"thread_id": commit.thread_id, "user_id": commit.user_id, "error": repr(why)},
-        )
         self._ailing[source] = _Ailing(trio.current_time() + delay, delay)
+        return delay
 
     def _forget(self, source: Source) -> None:
         self._ailing.pop(source, None)
@@ -276,3 +280,11 @@ class Writer:
     def _forget_well(self, sources: list[Source]) -> None:
         for source in sources:
             self._ailing.pop(source, None)
+
+
+def _log_failure(commit: Commit, why: object, delay: float) -> None:
+    _log.warning("a commit failed and is tried again in %.1f s", delay, extra=_of(commit, why))
+
+
+def _of(commit: Commit, why: object) -> dict[str, str]:
+    return {"thread_id": commit.thread_id, "user_id": commit.user_id, "error": repr(why)}

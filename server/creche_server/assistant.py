@@ -27,6 +27,9 @@ class Assistant(ModelAgent):
     tools = ("calculator", "clock", "search_history")
 
 
+TOOL_NAMES: Final = Assistant.tools  # of all that a server provides to agents that name them
+
+
 def assistant_with(sources: tuple[str, ...]) -> type[Assistant]:
     """The assistant, with these tool sources beside its own tools."""
     if not sources:

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     run_timeout: PositiveFloat = Limits().run_timeout
     turn_timeout: PositiveFloat = Limits().turn_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
+    approval_timeout: PositiveFloat = Limits().approval_timeout
     tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
     disconnect_grace: NonNegativeFloat = Field(
@@ -140,6 +141,7 @@ class Settings(BaseSettings):
             run_timeout=self.run_timeout,
             turn_timeout=self.turn_timeout,
             tool_timeout=self.tool_timeout,
+            approval_timeout=self.approval_timeout,
             tool_source_timeout=self.tool_source_timeout,
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,

@@ -448,3 +448,26 @@ def test_what_two_agents_have_in_common_has_one_guard() -> None:
     assert two.end() is not None
     assert Beside.word == "as it was"
     assert [guard.alive for guard in registry.guards_of("two")] == [0, 0]
+
+
+def test_what_was_written_is_logged_with_the_run_that_it_was_found_with(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    written: Any = agent_of(None, ())  # type: ignore[arg-type]
+    guards = AgentClassRegistry({"one": written}).guards_of("one")
+    one, two, three = (ClassWatch({"run_id": name}) for name in ("one", "two", "three"))
+    one.begin(guards)
+    two.begin(guards)
+    written.word = CANARY
+    one.end()
+    two.end()
+    written.word = CANARY
+    three.begin(guards)
+    three.end()
+    said = [(vars(record)["run_id"], record.getMessage()) for record in caplog.records]
+    name = written.__name__
+    assert said == [
+        ("one", f"a run wrote to its agent's class, which was put back: {name}.word"),
+        ("two", f"while a run was alive, its agent's class was written to: {name}"),
+        ("three", f"before a run began, its agent's class was put back: {name}.word"),
+    ]

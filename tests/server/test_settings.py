@@ -47,10 +47,12 @@ def test_every_limit_that_can_be_set_arrives() -> None:
         cleanup_timeout=3,
         runs_per_user=4,
         runs_per_thread=5,
+        approval_timeout=6,
     )
     limits = settings.limits
     assert (limits.run_timeout, limits.tool_timeout, limits.cleanup_timeout) == (1, 2, 3)
     assert (limits.runs_per_user, limits.runs_per_thread) == (4, 5)
+    assert limits.approval_timeout == 6
 
 
 def test_a_database_url_is_taken_as_it_is() -> None:

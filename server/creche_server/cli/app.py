@@ -55,7 +55,8 @@ def serve(
     ----------
     agents
         Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, one
-        agent class, or an Application. They are served beside `assistant`.
+        agent class, or an Application. They are served beside `assistant`, but one of that name
+        replaces it.
     host
         The address to listen on (default 127.0.0.1).
     port
@@ -185,7 +186,7 @@ async def list_(
     data: Data = None,
     database: AuditDatabase = None,
 ) -> int:
-    """Print records, oldest first.
+    """Print records by the time that they show, oldest first; as json in the chain's order.
 
     Parameters
     ----------
