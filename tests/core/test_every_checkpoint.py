@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import random
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
@@ -51,6 +52,7 @@ from creche import (
     open_supervisor,
     tool,
 )
+from creche._task_tree import count_tasks
 
 CHUNKS: Final = 4
 SEED: Final = 1
@@ -549,3 +551,40 @@ def test_a_run_that_is_ended_at_any_checkpoint_leaves_a_valid_history(way: Way, 
         expected.add("shutdown")
     assert ends.keys() <= expected
     assert ends[WAYS[way]] > 0.8 * len(steps)
+
+
+RUNS_AT_ONCE: Final = 10
+
+
+def test_runs_that_are_cancelled_at_random_instants_leave_nothing() -> None:
+    """Many at once, each in its own order of steps; `benchmarks/cancel.py` does so for 1,000."""
+
+    async def play(seed: int) -> Counter[str]:
+        chance, store = random.Random(seed), SlowStore()
+        outcomes: list[RunOutcome] = []
+
+        async def one(supervisor: Supervisor, number: int) -> None:
+            about = context(thread=f"thread-{number % 7}")
+            run = await supervisor.submit(about, "everything", "go")
+            await trio.sleep(chance.uniform(0, 0.006))
+            run.cancel()
+            outcomes.append(await run.ended())
+
+        async with open_supervisor(everything_on(store)) as supervisor:
+            root = trio.lowlevel.current_task()
+            before = _tasks_below(root)
+            async with trio.open_nursery() as nursery:
+                for number in range(RUNS_AT_ONCE):
+                    nursery.start_soon(one, supervisor, number)
+            assert (supervisor.count, _tasks_below(root)) == (0, before)
+        assert list(await store.unfinished_runs()) == []
+        return Counter(outcome.status for outcome in outcomes)
+
+    ends = sum(run_each(range(20), play), Counter[str]())
+    assert ends.keys() <= {"cancelled", "success"}
+    assert ends.total() == 20 * RUNS_AT_ONCE
+    assert ends["cancelled"] > 10 * RUNS_AT_ONCE
+
+
+def _tasks_below(task: trio.lowlevel.Task) -> int:
+    return sum(count_tasks(nursery) for nursery in task.child_nurseries)

@@ -193,6 +193,32 @@ time.sleep(60)
     assert await all_gone(started)
 
 
+async def test_what_it_starts_while_it_is_told_to_terminate_is_killed_too(
+    pids: Path, tmp_path: Path
+) -> None:
+    last = tmp_path / "last"
+    source = (
+        TELL
+        + """
+import signal, subprocess, time
+def start_another(*_):
+    another = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    tell(sys.argv[2], another.pid)
+signal.signal(signal.SIGTERM, start_another)
+tell(sys.argv[1], os.getpid())
+while True:
+    time.sleep(60)
+"""
+    )
+
+    async def body(run: RunContext) -> None:
+        async with run.open_process(python(source, pids, last)):
+            await trio.sleep_forever()
+
+    _, started = await cancelled(body, pids)
+    assert await all_gone([*started, *await written(last)])
+
+
 async def test_leaving_its_block_ends_it_without_a_word_in_the_receipt(pids: Path) -> None:
     async def body(run: RunContext) -> None:
         async with run.open_process(python(FAMILY, pids, "stubborn")) as process:
