@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     return parser.parse_args(arguments, namespace=Options())
 
 
-def made(options: Options, let_go: threading.Event) -> Infrastructure:
+def made(options: Options, let_go: threading.Event, begun: threading.Semaphore) -> Infrastructure:
     """The two agents, and their tools."""
 
     @tool
@@ -66,8 +66,9 @@ def made(options: Options, let_go: threading.Event) -> Infrastructure:
     def quick_sync() -> str:
         return "done"
 
-    @tool(shared=(let_go,))
+    @tool(shared=(let_go, begun))
     def stuck() -> None:
+        begun.release()
         let_go.wait()
 
     class Calm:
@@ -110,13 +111,12 @@ def context(user: str) -> UserExecutionContext:
 
 @asynccontextmanager
 async def crowded(
-    supervisor: Supervisor, stuck: int, let_go: threading.Event
+    supervisor: Supervisor, stuck: int, let_go: threading.Event, begun: threading.Semaphore
 ) -> AsyncIterator[None]:
     """So many threads of another user's runs are stuck in this block, and the runs are over."""
-    before = threading.active_count()
     runs = [await supervisor.start(context("wild"), "wild", "go") for _ in range(stuck // 4)]
-    while threading.active_count() < before + stuck:  # noqa: ASYNC110  no event tells of threads
-        await trio.sleep(0.01)
+    for _ in range(stuck):
+        await trio.to_thread.run_sync(begun.acquire)
     for run in runs:
         run.cancel()
     abandoned = [len((await run.ended()).receipt.threads_abandoned) for run in runs]
@@ -131,9 +131,9 @@ async def crowded(
 
 async def measure(options: Options, console: Console) -> bool:
     """Take all samples and print the table; whether the bar was met."""
-    let_go = threading.Event()
+    let_go, begun = threading.Event(), threading.Semaphore(0)
     rounds: dict[str, list[dict[str, Any]]] = {"idle": [], "crowded": []}
-    async with open_supervisor(made(options, let_go)) as supervisor:
+    async with open_supervisor(made(options, let_go, begun)) as supervisor:
 
         async def sample(name: str) -> None:
             run = await supervisor.start(context("calm"), "calm", str(options.calls))
@@ -143,7 +143,7 @@ async def measure(options: Options, console: Console) -> bool:
         rounds["idle"].clear()  # the first warms up
         for _ in range(options.rounds):
             await sample("idle")
-            async with crowded(supervisor, options.stuck, let_go):
+            async with crowded(supervisor, options.stuck, let_go, begun):
                 await sample("crowded")
     table = Table(title="median call, µs", box=box.SIMPLE)
     for heading in ("tool", "alone", f"beside {options.stuck} stuck threads", "ratio", "bar"):
