@@ -23,6 +23,7 @@ from creche._limits import Limits
 from creche._models import ToolSpec
 from creche._outcome import AbandonedThread
 from creche._own_log import open_own_log
+from creche._programs import Programs
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
 from creche._store import now
@@ -74,11 +75,21 @@ class ToolDispatcher:
         self._tally = tally or ToolTally()
         self._activities = activities or Activities()
         self._spans = spans or Spans.of_run(None, context)
+        self.programs = Programs(
+            context,
+            limits,
+            share=share,
+            activities=self._activities,
+            audit=audit,
+            killed=self._tally.killed.append,
+            outlived=self._tally.abandon,
+        )
         self._calls = ToolCalls(
             context,
             tools,
             limits,
             share=share,
+            programs=self.programs,
             policy=policy,
             approver=approver,
             audit=audit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, cast
@@ -245,8 +246,8 @@ class ExecutionEngine:
         life = self._life
         life.first_seq = self._journal.last_seq + 1
         self._voice.begin(asked, run_record(life, outcome.status, outcome=outcome))
-        await self._commit_the_end(self._say_the_end(outcome))
-        self._log_end(outcome)
+        seq = self._say_the_end(outcome)
+        await self._commit_the_end(seq, functools.partial(self._log_end, outcome))
         return outcome
 
     def _check_unspent(self) -> None:
@@ -429,10 +430,13 @@ class ExecutionEngine:
         """Once the end that was said is durable, tell it. What is shown must not be lost."""
         if self._life.outcome is None:
             assert ending.seq is not None
-            await self._commit_the_end(ending.seq)
-            self._life.conclude(outcome)
-            ending.span.ends(span_end(outcome))
-            self._log_end(outcome)
+
+            def tell() -> None:
+                self._life.conclude(outcome)
+                ending.span.ends(span_end(outcome))
+                self._log_end(outcome)
+
+            await self._commit_the_end(ending.seq, tell)
 
     def _say_the_end(
         self,
@@ -446,13 +450,16 @@ class ExecutionEngine:
         self._voice.end(terminal_event(life.context, outcome, usage), record)
         return last_seq
 
-    async def _commit_the_end(self, seq: int) -> None:
+    async def _commit_the_end(self, seq: int, tell: Callable[[], None]) -> None:
+        """Wait until the end that was said is durable, then `tell`; cancelled meanwhile, too."""
         try:
             await self._journal.committed(seq)
         except trio.Cancelled:
             with trio.move_on_after(_LAST_COMMIT_TIMEOUT, shield=True):
                 await self._journal.committed(seq)
+                tell()
             raise
+        tell()
 
     def _log_end(self, outcome: RunOutcome) -> None:
         """One line for each run, so that who watches the log sees the work."""
