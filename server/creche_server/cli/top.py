@@ -122,10 +122,10 @@ def _cells(run: Mapping[str, Any], *, everybodys: bool, whole: bool) -> list[Tex
 
 
 def _doing(node: Mapping[str, Any], now: datetime) -> Iterator[str]:
-    """What nothing else is inside of, such as `tool search 3s`, or `researcher: tool search 3s`."""
+    """What nothing else is inside of: `model scripted 3s`, or `tool search 3s in researcher`."""
     name = printable(node["name"])
     for inner in node.get("doing", ()):
-        yield from (f"{name}: {words}" for words in _doing(inner, now))
+        yield from (f"{words} in {name}" for words in _doing(inner, now))
     if not node.get("doing"):
         since = age((now - datetime.fromisoformat(node["since"])).total_seconds())
         yield f"{printable(node['kind'])} {name} {since}"
