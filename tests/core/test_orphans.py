@@ -143,8 +143,11 @@ async def test_a_process_is_named_and_one_below_it_too() -> None:
 
 
 def wait_for_child(pid: int) -> None:
-    """Return once that process has started another."""
-    while not Path(f"/proc/{pid}/task/{pid}/children").read_text().strip():
+    """Return once that process has started `sleep`."""
+    while True:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == "sleep":
+                return
         threading.Event().wait(0.005)
 
 

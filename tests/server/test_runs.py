@@ -177,6 +177,19 @@ class TestATree:
                     "there is no such run on this thread",
                 )
 
+    async def test_is_found_on_its_own_thread_only(self, server: Server) -> None:
+        async with two_at_work(server) as ids, server.chat("paris", "ada") as chat:
+            await chat.start("tokens=1")
+            async with server.http("ada") as http:
+                for path in ("tree", ""):
+                    found = await http.get(f"/threads/paris/runs/{ids['ada']}/{path}".rstrip("/"))
+                    assert (found.status_code, found.json()["error"]) == (404, "no_such_run")
+                stopped = await http.post(f"/threads/paris/runs/{ids['ada']}/cancel?wait=1")
+                assert stopped.status_code == 404
+                assert (await http.get(f"/runs/{ids['ada']}/tree")).json()["status"] == "running"
+            with pytest.raises(CommandError, match="no_such_run"):
+                await chat.ask("agent.getTree", run_id=ids["ada"])
+
     async def test_is_not_told_to_nobody(self, server: Server) -> None:
         async with server.http(None) as http:
             for path in ("/runs", "/runs/r/tree", "/threads/t/runs/r/tree?x=1", "/threads/t/runs"):
