@@ -94,6 +94,7 @@ from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import Run
 from creche._run_context import RunContext
+from creche._run_tree import ActivityNode, RunTree, TaskNode
 from creche._statistics import RunStatistics
 from creche._steps import Step, SubagentResult
 from creche._store import (
@@ -117,6 +118,7 @@ from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "AbandonedThread",
+    "ActivityNode",
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
@@ -181,6 +183,7 @@ __all__ = [
     "RunRecord",
     "RunStatistics",
     "RunStatus",
+    "RunTree",
     "SecurityAudit",
     "Span",
     "SpanEnd",
@@ -197,6 +200,7 @@ __all__ = [
     "SubagentResult",
     "Supervisor",
     "SystemMessage",
+    "TaskNode",
     "TextDelta",
     "ThreadDeletedError",
     "ThreadId",

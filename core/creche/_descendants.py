@@ -146,6 +146,15 @@ class HeldProcesses:
         self._handles.clear()
 
 
+def descendants(pid: int) -> Iterator[tuple[int, str]]:
+    """The living processes below one, each with when it began, so that no other is taken for it."""
+    for child in _children(pid):
+        fields = _stat(child)
+        if fields and fields[0] not in "ZX":
+            yield child, fields[19]  # in clock ticks: see proc_pid_stat(5)
+            yield from descendants(child)
+
+
 def _children(pid: int) -> Iterator[int]:
     """Those of each of its threads, as far as that is told: see proc_pid_task(5)."""
     with contextlib.suppress(OSError):
@@ -156,9 +165,14 @@ def _children(pid: int) -> Iterator[int]:
 
 def _parent_and_state(pid: int) -> tuple[int, str]:
     """Of a process that is not there, nobody and dead."""
+    fields = _stat(pid)
+    return (int(fields[1]), fields[0]) if fields else (0, "X")
+
+
+def _stat(pid: int) -> list[str]:
+    """What the system says of a process, from its state on; nothing of one that is gone."""
     try:
         # Its name comes before, in parentheses, and may have anything in it.
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0, "X"
-    return int(parent), state
+        return []

@@ -272,7 +272,7 @@ class ToolDispatcher:
         told = name if name in self._calls.tools else OTHER
         with (
             self._spans.block("tool", told, tool_call_id=call_id) as span,
-            self._under_way(name) as scope,
+            self._under_way(told) as scope,
         ):
             await self._emitter.emit(
                 events.ToolCallStart(

@@ -13,6 +13,7 @@ import trio
 from creche import _events as events
 from creche._ambient import Surroundings, around_of, look_around
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
+from creche._background import check_on_trio
 from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
@@ -113,6 +114,7 @@ class ExecutionEngine:
         has the thread, which it would wait for; LimitExceededError where more than
         `Limits.runs_per_thread` wait (audited, or AuditUnavailableError is raised).
         """
+        check_on_trio()
         around: Surroundings | None
         if infrastructure is None:
             around = look_around("infrastructure=")
