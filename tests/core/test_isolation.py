@@ -358,6 +358,22 @@ class TestRuns:
                 assert_isolated(found)
             supervisor.cancel_all("user")
 
+    @pytest.mark.parametrize(
+        "name", ["context", "messages", "emit", "tools", "limits", "usage", "spans"]
+    )
+    async def test_cannot_be_given_anything_of_anothers(self, name: str) -> None:
+        async def body(run: creche.RunContext) -> str:
+            before = getattr(run, name)
+            with pytest.raises(AttributeError):
+                setattr(run, name, before)
+            with pytest.raises(AttributeError):
+                delattr(run, name)
+            return "same" if getattr(run, name) is before else "another"
+
+        async with creche.open_supervisor(infrastructure(body=body)) as supervisor:
+            run = await supervisor.start(context(), "body", "hi")
+            assert (await run.ended()).result == "same"
+
 
 async def test_a_log_line_in_a_run_can_tell_whose_it_is() -> None:
     from creche._context import logged_context  # noqa: PLC0415
