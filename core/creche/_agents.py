@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import trio
 
+from creche._agent_instances import check_makes_anew
 from creche._class_guard import ClassGuard
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
@@ -85,8 +86,9 @@ class AgentClassRegistry:
     ) -> None:
         """Make a class known by a name.
 
-        Raises TypeError for what is no agent class, and for one with a class attribute that runs
-        could change for each other; ValueError for a blank or taken name, and for two tools of one
+        Raises TypeError for what is no agent class, for one with a class attribute that runs
+        could change for each other, and for one whose `__new__` could hand them the same instance;
+        ValueError for a blank or taken name, and for two tools of one
         name; RuntimeError once frozen.
         """
         if self._frozen:
@@ -166,7 +168,8 @@ def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, 
 
     Refused is what its runs could change for each other, wherever its class, bases, metaclass,
     nested classes and methods keep it: in attributes (of a method, too), default values, caches,
-    and in what methods and their decorators close over. What the class names in `shared` is its
+    and in what methods and their decorators close over; and a `__new__`, or a metaclass's
+    `__call__`, that could hand two runs one instance. What the class names in `shared` is its
     maker's business, as is what a tool closes over that is no container. So are the globals that
     its methods name: `creche scan` looks at these, in their module's source.
 
@@ -179,6 +182,7 @@ def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, 
         msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
         raise TypeError(msg)
     _check_calls(name, agent_class)
+    check_makes_anew(name, agent_class)
     roots = classes_of(agent_class)
     walk = OwnedWalk(roots, shared=_shared_by(name, agent_class), stops=(Tool,))
     # What bases own is met before what is made of them, so that each thing is its first owner's.

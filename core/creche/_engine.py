@@ -10,6 +10,7 @@ from typing import Final, Protocol, cast
 import trio
 
 from creche import _events as events
+from creche._agent_instances import make_instance
 from creche._ambient import look_around
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._context import UserExecutionContext, logged_as
@@ -365,7 +366,7 @@ class ExecutionEngine:
     async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
         registry = self._infrastructure.registry
         ending.watch.begin(registry.guards_of(self._life.agent))
-        agent = registry.describe(self._life.agent).agent_class()
+        agent = make_instance(registry.describe(self._life.agent).agent_class)
         try:
             ending.result = await agent.run(context)
             ending.agent_returned = trio.current_time()

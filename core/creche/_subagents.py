@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from creche import _events as events
+from creche._agent_instances import make_instance
 from creche._agents import AgentDescription
 from creche._auditing import note_mix_up_of, record_limit
 from creche._barrier import split
@@ -115,11 +116,11 @@ class Subagents:
         if not sources:
             dispatcher = parent.tools.for_subagent(context, tools, voice, spans)
             child = self._handed(parent, context, asked, voice, dispatcher, spans=spans)
-            return await described.agent_class().run(child)
+            return await make_instance(described.agent_class).run(child)
         results: list[Any] = []
 
         async def answer(child: RunContext) -> None:
-            results.append(await described.agent_class().run(child))
+            results.append(await make_instance(described.agent_class).run(child))
 
         async with open_tool_sources(
             sources,
