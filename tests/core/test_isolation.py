@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import re
+import types
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -132,6 +133,16 @@ def generating(held: object) -> object:
     return generator
 
 
+class Uncollected(msgspec.Struct, frozen=True, gc=False):
+    """A struct of which Python's collector is not told what it holds."""
+
+    held: Any
+
+
+def enum_of(held: object) -> Any:
+    return enum.Enum("Kind", {"ONE": held})  # type: ignore[misc]
+
+
 WAYS: dict[str, Callable[[object], object]] = {
     "itself": lambda held: held,
     "an attribute": Holder,
@@ -157,6 +168,10 @@ WAYS: dict[str, Callable[[object], object]] = {
     "what hangs on words": Words,
     "what hangs on a tuple": Row,
     "one below a frozen dataclass": Thawed,
+    "a struct that is not collected": Uncollected,
+    "a slice": slice,
+    "a type's parameter": lambda held: types.GenericAlias(list, (held,)),
+    "an enum's value": lambda held: enum_of(held).ONE,
 }
 
 
