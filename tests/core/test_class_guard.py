@@ -174,7 +174,7 @@ def make_writer() -> type[Any]:
                 case "first annotation":
                     Beside.__annotations__["kept"] = CANARY
                 case "as if by pydantic":
-                    cls.__pydantic_kept = CANARY
+                    setattr(cls, "__pydantic_kept", CANARY)  # else it is mangled
                 case "as if by pydantic, by a name of its own":
                     cls.__pydantic_fields__ = CANARY
                 case "as if by msgspec":

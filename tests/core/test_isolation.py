@@ -140,7 +140,7 @@ class Uncollected(msgspec.Struct, frozen=True, gc=False):
 
 
 def enum_of(held: object) -> Any:
-    return enum.Enum("Kind", {"ONE": held})  # type: ignore[misc]
+    return enum.Enum("Kind", {"ONE": held})
 
 
 WAYS: dict[str, Callable[[object], object]] = {
