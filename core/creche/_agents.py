@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NoReturn, Protocol, cast, runtime_checkable
 
 import trio
 
+from creche._agent_instances import check_makes_anew, make_instance
 from creche._class_guard import ClassGuard, ClassWatch
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
@@ -86,8 +87,9 @@ class AgentClassRegistry:
         """Make a class known by a name.
 
         Raises TypeError for what is no agent class, for one with a class attribute that runs could
-        change for each other, and for what is no tool or no list of them; ValueError for a blank
-        or taken name, and for two tools of one name; RuntimeError once frozen.
+        change for each other, for one whose `__new__` could hand them the same instance, and for
+        what is no tool or no list of them; ValueError for a blank or taken name, and for two tools
+        of one name; RuntimeError once frozen.
         """
         if self._frozen:
             msg = f"the registry is frozen: register {name!r} before anything runs"
@@ -159,7 +161,7 @@ class AgentClassRegistry:
         else:
             for guard in guards:
                 guard.check()
-        return described.agent_class()
+        return make_instance(described.agent_class)
 
     def missing_requirements(self, provided: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Which agents want tools that are not among those provided; empty when all is well."""
@@ -203,7 +205,8 @@ def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, 
 
     Refused is what its runs could change for each other, wherever its class, bases, metaclass,
     nested classes and methods keep it: in attributes (of a method, too), default values, caches,
-    and in what methods and their decorators close over. What the class names in `shared` is its
+    and in what methods and their decorators close over; and a `__new__`, or a metaclass's
+    `__call__`, that could hand two runs one instance. What the class names in `shared` is its
     maker's business, as is what a tool closes over that is no container. So are the globals that
     its methods name: `creche scan` looks at these, in their module's source.
 
@@ -216,6 +219,7 @@ def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, 
         msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
         raise TypeError(msg)
     _check_calls(name, agent_class)
+    check_makes_anew(name, agent_class)
     roots = classes_of(agent_class)
     walk = OwnedWalk(roots, shared=_shared_by(name, agent_class), stops=(Tool,))
     # What bases own is met before what is made of them, so that each thing is its first owner's.

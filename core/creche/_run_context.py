@@ -57,18 +57,54 @@ class RunContext:
         spans: Spans,
     ) -> None:
         self._life = life
-        self.spans = spans
+        self._spans = spans
         self._asking: Asking = []
         self._models = models
         self._spawner = spawner
         self._tally = tally
-        self.context = context
-        # The thread's history and then what this run was asked; what a sub-agent was asked.
-        self.messages = messages
-        self.emit = emitter
-        self.tools = dispatcher
-        self.limits = limits
-        self.usage = usage  # (model, what one answer cost), of the whole run
+        self._context = context
+        self._messages = messages
+        self._emitter = emitter
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._usage = usage
+
+    # All of it is the run's for good: nobody can set another's identity or voice here.
+
+    @property
+    def context(self) -> UserExecutionContext:
+        """Who it works for."""
+        return self._context
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The thread's history and then what this run was asked; what a sub-agent was asked."""
+        return self._messages
+
+    @property
+    def emit(self) -> EventEmitter:
+        """Its voice: the only way to say anything."""
+        return self._emitter
+
+    @property
+    def tools(self) -> ToolDispatcher:
+        """The tools that it may call."""
+        return self._dispatcher
+
+    @property
+    def limits(self) -> Limits:
+        """What it may spend at most."""
+        return self._limits
+
+    @property
+    def usage(self) -> list[tuple[str, Usage]]:
+        """(model, what one answer cost), of the whole run."""
+        return self._usage
+
+    @property
+    def spans(self) -> Spans:
+        """Where the spans of what it does belong."""
+        return self._spans
 
     def spent(self, model: str, usage: Usage) -> None:
         """Note what an answer of a model cost, for the run's terminal event.
