@@ -159,6 +159,7 @@ class ExecutionEngine:
             )
             raise refusal
         life.listed_at = trio.current_time()
+        life.position = turn.wanted_by
         async with turn.taken():
             self._journal.check_there()
             life.take_turn()
@@ -186,7 +187,9 @@ class ExecutionEngine:
         life.started_at = now()
         self._voice.begin(asked, run_record(life, "running"))
         if life.queued_for > _WORTH_TELLING:
-            self._voice.queued(round(life.queued_for * 1000))
+            self._voice.queued(round(life.queued_for * 1000), life.position)
+        if life.rolls_back:
+            self._voice.rolled_back(life.rolls_back)
         with self._quotas.share(life.context.user_id) as share:
             dispatcher = ToolDispatcher(
                 life.context,
@@ -220,6 +223,8 @@ class ExecutionEngine:
         life = self._life
         life.first_seq = self._journal.last_seq + 1
         self._voice.begin(asked, run_record(life, outcome.status, outcome=outcome))
+        if life.rolls_back:
+            self._voice.rolled_back(life.rolls_back)
         await self._commit_the_end(self._say_the_end(outcome))
         self._log_end(outcome)
         return outcome

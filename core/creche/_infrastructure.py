@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from creche._admission import Weight, equal_weight
 from creche._agents import Agent, AgentClassRegistry
 from creche._approval import Approver
 from creche._audit import SecurityAudit
@@ -28,6 +29,9 @@ class Infrastructure:
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
     each call of an `approval=True` tool; without one such calls are refused.
 
+    `weight(user_id)` is that user's share of the server when it is full, relative to others': a
+    pure function, asked when the first of a user's runs is taken on.
+
     Raises ValueError if an agent asks for a tool that is not there.
     """
 
@@ -36,6 +40,7 @@ class Infrastructure:
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict[str, Model])
     tool_policy: ToolPolicy = allow_every_tool
     approver: Approver | None = None
+    weight: Weight = equal_weight
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None

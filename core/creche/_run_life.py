@@ -13,7 +13,8 @@ from datetime import datetime
 import trio
 
 from creche._activities import Activities
-from creche._context import UserExecutionContext
+from creche._context import RunId, UserExecutionContext
+from creche._double_texting import MultitaskStrategy
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
 from creche._store import RunStatus, now
@@ -23,9 +24,16 @@ from creche._task_tree import count_tasks
 class RunLife:
     """One run, from being taken on to its end. Trio times are seconds on Trio's clock."""
 
-    def __init__(self, context: UserExecutionContext, agent: str) -> None:
+    def __init__(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        strategy: MultitaskStrategy = "enqueue",
+    ) -> None:
         self.context = context
         self.agent = agent
+        self.strategy: MultitaskStrategy = strategy
+        self.rolls_back: tuple[RunId, ...] = ()  # runs of its thread that it undoes
         self.created_at: datetime = now()
         self.started_at: datetime | None = None
         self.first_seq: int | None = None  # of RUN_STARTED, once it has started
@@ -35,6 +43,7 @@ class RunLife:
         self.activities = Activities()
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
+        self.position = 0  # when it was taken on: see `Admission.position`
         self.turn_at: float | None = None  # trio time
         self.ending_at: float | None = None  # trio time at which its end was asked for, or came
         self.tasks_at_end = 0  # that were alive then

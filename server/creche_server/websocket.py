@@ -198,7 +198,12 @@ class ChatClient:
             ).with_connection(self._connection_id)
             messages = tuple(message.to_message() for message in command.input.messages)
             supervisor = self._services.supervisor
-            run = await supervisor.submit(context, command.assistant_id, messages)
+            run = await supervisor.submit(
+                context,
+                command.assistant_id,
+                messages,
+                multitask_strategy=command.multitask_strategy,
+            )
         except Exception as error:  # noqa: BLE001  boundary: one command
             self._reply_failure(command_id, error)
             return
@@ -206,12 +211,8 @@ class ChatClient:
 
     async def _accepted(self, run: Run) -> dict[str, Any]:
         await run.accepted()
-        ahead = 0
-        for other in self._services.supervisor.runs(self._user_id, self._thread_id):
-            if other == run:
-                break
-            ahead += 1
-        return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}
+        position = self._services.supervisor.position(run)
+        return {"run_id": run.run_id, **({"queued": position} if position else {})}
 
     async def _cancel_run(self, command: RunCancel) -> dict[str, Any]:
         run = self._services.supervisor.find(self._user_id, command.run_id)

@@ -13,7 +13,14 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from creche import InvalidContextError, MessageId, RunId, UserMessage, new_id
+from creche import (
+    InvalidContextError,
+    MessageId,
+    MultitaskStrategy,
+    RunId,
+    UserMessage,
+    new_id,
+)
 from creche_server.wire.replies import ErrorCode
 
 MAX_COMMAND_BYTES: Final = 1024 * 1024
@@ -68,13 +75,13 @@ class RunInput(msgspec.Struct, frozen=True):
 
 
 class RunStart(msgspec.Struct, frozen=True):
-    """Run an agent on this thread. On a busy thread the run waits for its turn."""
+    """Run an agent on this thread."""
 
     input: RunInput
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
-    # The only ones that there are so far; a client that asks for another is told so.
-    multitask_strategy: Literal["enqueue"] = "enqueue"
+    multitask_strategy: MultitaskStrategy = "enqueue"  # on a busy thread
+    # The only one that there is so far; a client that asks for another is told so.
     on_disconnect: Literal["continue"] = "continue"
 
 
