@@ -135,7 +135,7 @@ class Admission(Generic[RunT]):
         place = self._places.pop(run)
         own = self._users[place.user]
         order = own.threads[place.thread]
-        was_first = next(iter(order)) is run
+        was_first = next(iter(order)) == run
         del order[run]
         own.waiting.pop(run, None)
         own.ready.discard(run)
@@ -167,7 +167,7 @@ class Admission(Generic[RunT]):
         own.ready.discard(run)
         self._contend(place.user, own)
         order = own.threads[place.thread]
-        return self._come_first(own, run) if next(iter(order)) is run else []
+        return self._come_first(own, run) if next(iter(order)) == run else []
 
     def position(self, run: RunT) -> int:
         """Its place among those that wait, in the order in which they will begin; 1 is the next.
@@ -181,9 +181,9 @@ class Admission(Generic[RunT]):
             return 0
         is_full = self._executing >= self._most
         if not is_full and own.executing < self._per_user:
-            order = itertools.takewhile(lambda other: other is not run, own.threads[place.thread])
+            order = itertools.takewhile(lambda other: other != run, own.threads[place.thread])
             return 1 + sum(other in own.waiting for other in order)
-        ahead = sum(1 for _ in itertools.takewhile(lambda other: other is not run, own.waiting))
+        ahead = sum(1 for _ in itertools.takewhile(lambda other: other != run, own.waiting))
         if not is_full:
             return 1 + ahead
         tag = max(self._virtual_time, own.earliest)

@@ -331,16 +331,13 @@ class Supervisor:
         async def history() -> Sequence[Message]:
             limits = self.infrastructure.limits
             stored = await journal.history(limits.history_runs + limits.runs_per_thread)
-            # Those of runs that wait behind this one are committed, too, but not yet said.
-            waiting = {
+            # Those of runs that wait behind this one are committed, too, but not yet said. Its own
+            # may be rolled back this very moment: it is then cancelled in the next.
+            live = {
                 other.context.run_id
                 for other in self._lives(life.context.user_id, life.context.thread_id)
             }
-            return [
-                item.message
-                for item in stored
-                if item.run_id == life.context.run_id or item.run_id not in waiting
-            ]
+            return [*(item.message for item in stored if item.run_id not in live), *asked]
 
         engine = ExecutionEngine(life, self.infrastructure, journal, self.quotas)
         # Nobody else asks for it, unless engines without a supervisor share its journals.
