@@ -60,7 +60,12 @@ STORIES: dict[str, tuple[int, int, dict[str, float], list[tuple[str, str]]]] = {
         {},
         [("+a1x", "a1x"), ("+a2x", ""), ("+a3x", ""), ("-a1x", "a2x"), ("-a2x", "a3x")],
     ),
-    "other threads do not wait for it": (9, 9, {}, [("+a1x", "a1x"), ("+a2x", ""), ("+a3y", "a3y")]),
+    "other threads do not wait for it": (
+        9,
+        9,
+        {},
+        [("+a1x", "a1x"), ("+a2x", ""), ("+a3y", "a3y")],
+    ),
     "threads of one name are two users' own": (9, 9, {}, [("+a1x", "a1x"), ("+b1x", "b1x")]),
     "one that leaves the middle of its thread is in nobody's way": (
         9,
@@ -215,30 +220,23 @@ class Plain:
 
     def step(self, what: str, tickets: Mapping[str, int]) -> list[str]:
         kind, run = what[0], what[1:]
-        begins: list[str] = []
         if kind == "+":
             self.order.append(run)
         elif kind == "-":
             for listed in (self.order, self.begun, self.excused):
                 if run in listed:
                     listed.remove(run)
-        elif run not in self.begun:
+        elif run not in self.begun + self.excused:
             self.excused.append(run)
-        for user in [u for u in self.earliest if not any(r[0] == u for r in self.order)]:
-            del self.earliest[user]
-        if not self.order:
-            self.time = 0.0
-        for each in self.order:
-            if each in self.excused and each not in self.begun and self.first_of_thread(each):
-                self.begun.append(each)
-                begins.append(each)
+        here = {run[0] for run in self.order}
+        self.earliest = {user: tag for user, tag in self.earliest.items() if user in here}
+        self.time = self.time if here else 0.0
+        begins = [
+            each for each in self.excused if each not in self.begun and self.first_of_thread(each)
+        ]
+        self.begun += begins
         while True:
-            for user in {r[0] for r in self.order} | set(self.tags):
-                if not self.ready(user) or self.executing(user) >= self.per_user:
-                    self.tags.pop(user, None)
-                elif user not in self.tags:
-                    tag = max(self.time, self.earliest.get(user, 0.0))
-                    self.tags[user] = (tag, tickets[self.ready(user)[0]])
+            self.contend(tickets)
             if not self.tags or self.executing() >= self.most:
                 return begins
             user = min(self.tags, key=self.tags.__getitem__)
@@ -247,6 +245,14 @@ class Plain:
             chosen = self.ready(user)[0]
             self.begun.append(chosen)
             begins.append(chosen)
+
+    def contend(self, tickets: Mapping[str, int]) -> None:
+        for user in {run[0] for run in self.order} | set(self.tags):
+            if not self.ready(user) or self.executing(user) >= self.per_user:
+                self.tags.pop(user, None)
+            elif user not in self.tags:
+                tag = max(self.time, self.earliest.get(user, 0.0))
+                self.tags[user] = (tag, tickets[self.ready(user)[0]])
 
 
 WEIGHTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0]))
@@ -308,7 +314,9 @@ def test_between_users_who_always_want_more_shares_are_as_their_weights(
     """At every moment, by not more than one run of each."""
     shares = dict(zip("abc", weights, strict=True))
     door = admission(1000, most, shares)
-    running = [run for n in range(most) for run in door.enter(f"z{n}", UserId("z"), ThreadId(f"{n}"))]
+    running = [
+        run for n in range(most) for run in door.enter(f"z{n}", UserId("z"), ThreadId(f"{n}"))
+    ]
     for n in range(count):
         for user in "abc":
             assert door.enter(f"{user}{n}", UserId(user), ThreadId(f"{user}{n}")) == []

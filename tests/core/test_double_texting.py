@@ -1,8 +1,9 @@
-"""A run that is asked for while its thread is busy: it waits, is refused, or takes the other's place."""
+"""A run that is asked for while its thread is busy waits, is refused, or takes its place."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from creche import (
     BusyError,
     Infrastructure,
+    LimitExceededError,
     Limits,
     MemoryStore,
     MultitaskStrategy,
@@ -72,7 +74,7 @@ class Listener:
 
 
 async def words_in(store: Store, user: UserId = ADA) -> list[str]:
-    """The thread's messages as anybody is told of them; their order must be one that models take."""
+    """The thread's messages as anybody is told of them; models must take them as they are."""
     stored = await store.messages(user, THREAD)
     check_history([item.message for item in stored])
     return [str(item.message.content) for item in stored]
@@ -95,7 +97,7 @@ async def checked_log(store: Store) -> list[dict[str, Any]]:
 def said_by(log: Sequence[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
     """A run's events."""
     assert run.first_seq is not None
-    own = log[run.first_seq - 1 :]
+    own = list(log[run.first_seq - 1 :])
     return own[: types_of(own).index(terminals_of(own)[0]["type"]) + 1]
 
 
@@ -397,85 +399,87 @@ class TestAStorm:
 PAUSES = (0, 0, 0, 1, 2, 3, 8, 20)  # checkpoints between one start and the next
 
 
-async def storm(
-    starts: Sequence[tuple[MultitaskStrategy, int]], *, seed: int, held: bool
-) -> None:
+@dataclasses.dataclass
+class Storm:
+    """Starts, one after the other, and what became of them."""
+
+    store: TroubledStore = dataclasses.field(default_factory=TroubledStore)
+    listener: Listener = dataclasses.field(default_factory=Listener)
+    # Those that were taken on, with what was asked.
+    asked: list[tuple[Run, str, MultitaskStrategy]] = dataclasses.field(default_factory=list)
+    refused: int = 0
+
+
+async def storm(starts: Sequence[tuple[MultitaskStrategy, int]], *, seed: int, held: bool) -> None:
     """Start these one after the other, and check what became of them and what each was told."""
     chance = random.Random(seed)
-    store = TroubledStore()
-    listener = Listener()
+    found = Storm()
 
     async def listen(run: RunContext) -> None:
-        await listener(run)
+        await found.listener(run)
         for _ in range(chance.choice([0, 1, 10])):
             await trio.lowlevel.checkpoint()
             await run.emit.text(" and more")
 
-    limits = Limits(runs_per_thread=200, runs_per_user=200, running=1)
-    parts = infrastructure(store=store, limits=limits, listen=listen)
-    asked: list[tuple[Run, str, MultitaskStrategy]] = []
-    refused = 0
-    async with open_supervisor(parts, grace=1000) as supervisor, trio.open_nursery() as nursery:
+    limits = Limits(runs_per_thread=200, runs_per_user=200, running=1, history_runs=200)
+    parts = infrastructure(store=found.store, limits=limits, listen=listen)
+    async with open_supervisor(parts, grace=1000) as supervisor:
         if held:
-            store.hold()
+            found.store.hold()
         for number, (strategy, pauses) in enumerate(starts):
             words = f"ask {number}"
             try:
                 run = await supervisor.submit(
                     context(), "listen", words, multitask_strategy=strategy
                 )
-                asked.append((run, words, strategy))
+                found.asked.append((run, words, strategy))
             except BusyError:
                 assert strategy == "reject"
-                refused += 1
+                found.refused += 1
             for _ in range(pauses):
                 await trio.lowlevel.checkpoint()
             if held and chance.random() < 0.1:
-                store.release()
-        store.release()
+                found.store.release()
+        found.store.release()
         with trio.fail_after(100):
-            for run, _, _ in asked:
+            for run, _, _ in found.asked:
                 await run.ended()
-        nursery.cancel_scope.cancel()
+    assert len(found.asked) + found.refused == len(starts)
+    await check_order(found)
+    await check_words(found)
 
-    assert await store.unfinished_runs() == []
-    records = await store.runs(ADA, THREAD)
-    order = [run.run_id for run, _, _ in asked]
-    assert len(order) + refused == len(starts)
-    assert [record.run_id for record in records] == order
-    log = await checked_log(store) if order else []
-    assert one_at_a_time(log) == order
-    told = {
-        run_id
-        for event in log
-        if event.get("name") == "creche.rolled_back"
-        for run_id in event["value"]["run_ids"]
-    }
-    gone = {record.run_id for record in records if record.rolled_back}
-    assert gone == told
-    if order:
-        assert asked[-1][0].run_id not in gone
-        assert asked[-1][0].outcome is not None
-        assert asked[-1][0].outcome.status == "success"
-    for position, (run, words, strategy) in enumerate(asked):
+
+async def check_order(found: Storm) -> None:
+    """All are stored and told in the order of asking, and the last one is answered."""
+    order = [run.run_id for run, _, _ in found.asked]
+    assert await found.store.unfinished_runs() == []
+    assert [record.run_id for record in await found.store.runs(ADA, THREAD)] == order
+    assert one_at_a_time(await checked_log(found.store)) == order
+    for position, (run, words, _) in enumerate(found.asked):
         assert run.outcome is not None
-        if strategy == "reject":
-            before = [other.outcome for other, _, _ in asked[:position]]
-            assert all(outcome is not None for outcome in before)
         if run.outcome.status == "success":
-            assert words in listener.heard
-        else:
-            assert run.outcome.receipt.reason == "superseded"
-            following = [kind for _, _, kind in asked[position + 1 :]]
-            assert set(following) & set(SUPERSEDING), "somebody took its place"
-        if words in listener.heard and run.run_id not in gone:
-            # It was told what all before it were asked, but those that are undone.
-            asks = [word for word in listener.heard[words] if word.startswith("ask")]
-            kept = [word for other, word, _ in asked[:position] if other.run_id not in gone]
-            assert asks == kept[-len(asks) :] if asks else not kept
-            assert len(asks) == len(kept) or len(asks) >= limits.history_runs
-    left = [word for word in await words_in(store) if word.startswith("ask")]
-    assert left == [word for run, word, _ in asked if run.run_id not in gone]
+            assert words in found.listener.heard
+            continue
+        assert run.outcome.receipt.reason == "superseded"
+        following = {strategy for _, _, strategy in found.asked[position + 1 :]}
+        assert following & set(SUPERSEDING), "somebody took its place"
+
+
+async def check_words(found: Storm) -> None:
+    """What is undone is told, gone from the history, and was read by nobody who came later."""
+    gone = {run.run_id for run in await found.store.runs(ADA, THREAD) if run.rolled_back}
+    told: set[str] = set()
+    for event in await log_of(found.store):
+        if event.get("name") == "creche.rolled_back":
+            told.update(event["value"]["run_ids"])
+    assert told == gone
+    for position, (run, words, _) in enumerate(found.asked):
+        if words in found.listener.heard and run.run_id not in gone:
+            asks = [word for word in found.listener.heard[words] if word.startswith("ask")]
+            before = found.asked[:position]
+            assert asks == [word for other, word, _ in before if other.run_id not in gone]
+    left = [word for word in await words_in(found.store) if word.startswith("ask")]
+    assert left == [word for run, word, _ in found.asked if run.run_id not in gone]
 
 
 def weighted(
@@ -587,8 +591,6 @@ class TestAdmission:
         self, autojump_clock: MockClock, store: TroubledStore
     ) -> None:
         """The caps on live runs bound the queue; past them it is said how long to wait."""
-        from creche import LimitExceededError
-
         limits = Limits(running_per_user=1, runs_per_user=3)
         async with open_supervisor(infrastructure(store=store, limits=limits)) as supervisor:
             for number in range(3):

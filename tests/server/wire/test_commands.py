@@ -70,6 +70,12 @@ class TestAGoodCommand:
         assert (command.assistant_id, command.multitask_strategy) == ("assistant", "enqueue")
         assert command.input.messages == (InputMessage("hello"),)
 
+    @pytest.mark.parametrize("strategy", ["enqueue", "reject", "interrupt", "rollback"])
+    def test_says_what_becomes_of_what_runs_already(self, strategy: str) -> None:
+        _, command = decode_command(frame("run.start", {**ASKED, "multitask_strategy": strategy}))
+        assert isinstance(command, RunStart)
+        assert command.multitask_strategy == strategy
+
     @given(st.text(), st.none() | st.text())
     def test_keeps_the_words_and_the_id_of_a_message(self, words: str, name: str | None) -> None:
         try:
@@ -137,7 +143,8 @@ class TestABadCommand:
             ("run.start", {"input": {"messages": [{"content": [{"type": "image"}]}]}}),
             ("run.start", {**ASKED, "assistant_id": 5}),
             ("run.start", {**ASKED, "metadata": []}),
-            ("run.start", {**ASKED, "multitask_strategy": "interrupt"}),
+            ("run.start", {**ASKED, "multitask_strategy": "queue"}),
+            ("run.start", {**ASKED, "multitask_strategy": None}),
             ("run.start", {**ASKED, "on_disconnect": "cancel"}),
             ("run.cancel", {}),
             ("run.cancel", {"run_id": None}),
