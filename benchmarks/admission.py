@@ -141,8 +141,8 @@ def measure(options: Options, console: Console) -> bool:
     met = ratio <= MOST
     console.print(
         f"p99 flooded/idle: {ratio:.2f} (bar {MOST:g}: {'met' if met else 'missed'}); "
-        f"beyond the model: {beyond:.1f}. The flood had {ended:.0f} runs and {refused:.0f} refusals "
-        f"a second, and the server's core was busy for {median(busy):.0%}.",
+        f"beyond the model: {beyond:.1f}. The flood had {ended:.0f} runs and {refused:.0f} "
+        f"refusals a second, and the server's core was busy for {median(busy):.0%}.",
         highlight=False,
     )
     if core == client_core:
