@@ -30,7 +30,9 @@ from creche._context import (
     ToolCallId,
     UserExecutionContext,
     UserId,
+    check_characters,
     check_id,
+    is_connection_of,
     logged_context,
     new_connection_id,
     new_id,
@@ -44,6 +46,7 @@ from creche._errors import (
     AuditUnavailableError,
     BusyError,
     CommitInDoubtError,
+    ConnectionMismatchError,
     CrecheError,
     DrainingError,
     EmitterClosedError,
@@ -109,8 +112,10 @@ from creche._store import (
     new_epoch,
 )
 from creche._supervisor import Supervisor, open_supervisor
-from creche._tool_calls import ToolPolicy
-from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
+from creche._tool_calls import ToolPolicy, allow_every_tool
+from creche._tool_sources import ToolSource, ToolSourceContext, ToolSourceError
+from creche._tools import StopFlag, Tool, ToolContext, ToolResult, schema_tool, tool
+from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "AbandonedThread",
@@ -136,6 +141,7 @@ __all__ = [
     "Commit",
     "CommitInDoubtError",
     "ConnectionId",
+    "ConnectionMismatchError",
     "CrecheError",
     "DrainingError",
     "EmitterClosedError",
@@ -179,6 +185,9 @@ __all__ = [
     "RunStatistics",
     "RunStatus",
     "SecurityAudit",
+    "Span",
+    "SpanEnd",
+    "SpanStart",
     "Step",
     "StopFlag",
     "StopMeans",
@@ -206,7 +215,11 @@ __all__ = [
     "ToolPolicy",
     "ToolQuotas",
     "ToolResult",
+    "ToolSource",
+    "ToolSourceContext",
+    "ToolSourceError",
     "ToolSpec",
+    "Tracer",
     "UnknownAgentError",
     "Usage",
     "UserExecutionContext",
@@ -214,12 +227,15 @@ __all__ = [
     "UserMessage",
     "Verification",
     "Weight",
+    "allow_every_tool",
     "assert_isolated",
+    "check_characters",
     "check_id",
     "decode_message",
     "encode_message",
     "end_lost_runs",
     "events",
+    "is_connection_of",
     "leaves",
     "logged_context",
     "new_connection_id",
@@ -231,6 +247,7 @@ __all__ = [
     "redact_text",
     "redact_value",
     "role_of",
+    "schema_tool",
     "split",
     "text_of",
     "tool",

@@ -30,6 +30,7 @@ class Limits:
     run_timeout: float = 600.0
     turn_timeout: float = 120.0  # one model call and its stream
     tool_timeout: float = 60.0
+    tool_source_timeout: float = 30.0  # until all tool sources of an agent are open
     approval_timeout: float = 300.0  # before a tool's own time begins
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
     last_words_timeout: float = 0.5  # on top of that, for the commit of the terminal event

@@ -90,6 +90,12 @@ class RunLife:
         self.scope.cancel()
         self.roused.set()
 
+    def why_cancelled(self) -> str | None:
+        """The reason for whatever is cancelled in it, while it ends."""
+        if self.reason is None and self.scope.cancel_called:
+            return "deadline"  # which nobody says before the run has ended
+        return self.reason
+
     def note_ending(self, moment: float, *, tasks: int = 0) -> None:
         """From this moment on there is only cleanup, which has its allowance. Once counts.
 

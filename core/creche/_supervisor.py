@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from creche._admission import Admission, retry_after
-from creche._audit import note_mix_up, record_limit
+from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._double_texting import SUPERSEDING, MultitaskStrategy, check_strategy
@@ -114,7 +114,13 @@ class Supervisor:
                 self._serve, RunLife(context, agent, multitask_strategy), asked
             )
         except LimitExceededError as error:
-            await record_limit(self.infrastructure.audit, context, error, "start a run")
+            await record_limit(
+                self.infrastructure.audit,
+                context,
+                resource="runs",
+                operation="start a run",
+                outcome=error.message,
+            )
             raise
         return Run(life)
 
@@ -274,7 +280,7 @@ class Supervisor:
                         await self._execute(life, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
                     except Exception as error:  # noqa: BLE001
-                        note_mix_up(self.infrastructure.audit, error, "run")
+                        note_mix_up_of(self.infrastructure.audit, error, "run", life.context)
                         _log.exception(
                             "a run was left without its end", extra={"run_id": life.context.run_id}
                         )
@@ -303,7 +309,7 @@ class Supervisor:
             life.refusal = await why_refused(self.journals.store, life, error)
             journal = None
         except Exception as error:  # noqa: BLE001  boundary: one run, before it began
-            note_mix_up(self.infrastructure.audit, error, "start a run")
+            note_mix_up_of(self.infrastructure.audit, error, "start a run", life.context)
             _log.exception("a run could not be accepted", extra={"run_id": life.context.run_id})
             msg = "the store cannot be read; nothing was started, try again"
             life.refusal = StoreUnavailableError(msg)
@@ -395,7 +401,7 @@ async def open_supervisor(
     limits = infrastructure.limits
     async with contextlib.AsyncExitStack() as stack:
         if journals is None:
-            opened = open_journals(infrastructure.store, limits)
+            opened = open_journals(infrastructure.store, limits, audit=infrastructure.audit)
             journals = await stack.enter_async_context(opened)
         hosting = trio.CancelScope(shield=True)
         opened_nursery: list[trio.Nursery] = []

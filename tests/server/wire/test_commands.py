@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.server.running import MISLEADING
 
 from creche_server.wire.commands import (
     COMMANDS,
@@ -76,11 +77,13 @@ class TestAGoodCommand:
         assert isinstance(command, RunStart)
         assert command.multitask_strategy == strategy
 
-    @given(st.text(), st.none() | st.text())
+    @given(
+        st.text(),
+        st.none() | st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=256),
+    )
     def test_keeps_the_words_and_the_id_of_a_message(self, words: str, name: str | None) -> None:
         try:
             words.encode()
-            (name or "").encode()
         except UnicodeEncodeError:
             return
         message = {"role": "user", "content": words, **({"id": name} if name else {})}
@@ -141,6 +144,10 @@ class TestABadCommand:
             ("run.start", {"input": {"messages": [{"role": "tool", "content": "x"}]}}),
             ("run.start", {"input": {"messages": [{"content": 5}]}}),
             ("run.start", {"input": {"messages": [{"content": [{"type": "image"}]}]}}),
+            *(
+                ("run.start", {"input": {"messages": [{"content": "x", "id": each}]}})
+                for each in ("", "x" * 257, *MISLEADING)
+            ),
             ("run.start", {**ASKED, "assistant_id": 5}),
             ("run.start", {**ASKED, "metadata": []}),
             ("run.start", {**ASKED, "multitask_strategy": "queue"}),
