@@ -301,6 +301,7 @@ def test_whatever_comes_and_goes_it_does_as_the_plain_rules_say(
     assert not door._places
     assert not door._users, "nothing of a user is kept"
     assert not door._contending
+    assert door._virtual_time == 0.0
 
 
 @given(
