@@ -14,7 +14,7 @@ import time
 
 import msgspec
 
-from asking import User
+from asking import TEXT, User
 from client import walk
 from cpu import pin
 from load import raise_file_limit
@@ -53,8 +53,10 @@ class Flooder(User):
         frames, stop = walk(data)
         self.rest = data[stop:]
         ended = refused = 0
-        for _, start, end in frames:
-            if b'"RUN_FINISHED"' in data[start:end]:
+        for first, start, end in frames:
+            if first != TEXT:
+                self._take_control(first, data[start:end])
+            elif b'"RUN_FINISHED"' in data[start:end]:
                 ended += 1
                 self.running = False
             elif data.startswith(b'{"type":"error"', start):
