@@ -34,6 +34,7 @@ from creche._store import (
     new_epoch,
 )
 from creche._thread_turn import ThreadTurn
+from creche._watchers import Watchers
 from creche._writer import Writer
 
 _CHUNKS_PER_READ: Final = 8  # each `Limits.commit_bytes` at most
@@ -82,6 +83,7 @@ class Journal:
         self.thread_id = thread_id
         self.epoch = record.epoch if record else new_epoch()
         self.turn = ThreadTurn()  # of whoever executes a run here
+        self.watchers = Watchers()
         self.audit = audit  # told of whoever would speak or write here as another
         self._store = store
         self._writer = writer

@@ -28,12 +28,15 @@ class RunLife:
         self,
         context: UserExecutionContext,
         agent: str,
+        *,
         strategy: MultitaskStrategy = "enqueue",
+        disconnect_grace: float | None = None,
     ) -> None:
         self.context = context
         self.agent = agent
         self.strategy: MultitaskStrategy = strategy
         self.rolls_back: tuple[RunId, ...] = ()  # runs of its thread that it undoes
+        self.disconnect_grace = disconnect_grace  # seconds unwatched; None: it goes on
         self.created_at: datetime = now()
         self.started_at: datetime | None = None
         self.first_seq: int | None = None  # of RUN_STARTED, once it has started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from creche._quotas import ToolQuotas
 from creche._run import Run
 from creche._run_life import RunLife
 from creche._run_rows import call_off, propose_run, why_refused
+from creche._watchers import cancelled_when_unwatched
 
 _log: Final = logging.getLogger("creche.supervisor")
 
@@ -72,13 +74,20 @@ class Supervisor:
         state: AgentInput,
         *,
         multitask_strategy: MultitaskStrategy = "enqueue",
+        disconnect_grace: float | None = None,
     ) -> Run:
         """Start a run; returns once its rows are committed.
 
         On a busy thread it does as `submit` says. Raises what `submit` raises, and
         StoreUnavailableError.
         """
-        run = await self.submit(context, agent, state, multitask_strategy=multitask_strategy)
+        run = await self.submit(
+            context,
+            agent,
+            state,
+            multitask_strategy=multitask_strategy,
+            disconnect_grace=disconnect_grace,
+        )
         await run.accepted()
         return run
 
@@ -89,11 +98,13 @@ class Supervisor:
         state: AgentInput,
         *,
         multitask_strategy: MultitaskStrategy = "enqueue",
+        disconnect_grace: float | None = None,
     ) -> Run:
         """Take a run on: its place in its thread's order is settled when this returns.
 
         It may yet be refused by the store: `await run.accepted()` before telling anybody.
-        Once taken on, it does not depend on the caller.
+        Once taken on, it does not depend on the caller. With a `disconnect_grace` it is
+        cancelled (`disconnect`) once nobody has watched its thread for so many seconds on end.
 
         On a busy thread, by `multitask_strategy`: `enqueue` waits for those before it; `reject`
         raises BusyError; `interrupt` cancels, once its own rows are committed, all that runs or
@@ -110,9 +121,10 @@ class Supervisor:
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
         try:
-            life: RunLife = await self._nursery.start(
-                self._serve, RunLife(context, agent, multitask_strategy), asked
+            life = RunLife(
+                context, agent, strategy=multitask_strategy, disconnect_grace=disconnect_grace
             )
+            await self._nursery.start(self._serve, life, asked)
         except LimitExceededError as error:
             await record_limit(
                 self.infrastructure.audit,
@@ -276,6 +288,14 @@ class Supervisor:
             async with contextlib.AsyncExitStack() as stack:
                 journal = await self._accept(life, asked, stack)
                 if journal is not None:
+                    if life.disconnect_grace is not None:
+                        await stack.enter_async_context(
+                            cancelled_when_unwatched(
+                                journal.watchers,
+                                functools.partial(life.cancel, "disconnect"),
+                                grace=life.disconnect_grace,
+                            )
+                        )
                     try:
                         await self._execute(life, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
@@ -360,8 +380,9 @@ class Supervisor:
     ) -> AsyncIterator[AsyncIterator[Entry]]:
         """A thread's entries as they become visible, from the one that follows `after`."""
         async with self.journals.attached(user_id, thread_id) as journal:
-            async with contextlib.aclosing(_entries(journal, after)) as entries:
-                yield entries
+            with journal.watchers.watching():
+                async with contextlib.aclosing(_entries(journal, after)) as entries:
+                    yield entries
 
 
 def _begin(lives: Iterable[RunLife]) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -73,6 +80,10 @@ class Settings(BaseSettings):
     tool_timeout: PositiveFloat = Limits().tool_timeout
     tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
+    disconnect_grace: NonNegativeFloat = Field(
+        default=10.0,
+        description="seconds that a run with on_disconnect=cancel goes on with nobody watching",
+    )
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
     running_per_user: PositiveInt = Limits().running_per_user

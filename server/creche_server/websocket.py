@@ -6,6 +6,7 @@ and a later connection resumes from the last `seq` that the client saw.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from creche import (
     AuditKind,
     AuditUnavailableError,
+    CrecheError,
     IdKind,
     InvalidContextError,
     IsolationError,
@@ -220,18 +222,46 @@ class ChatClient:
                 thread_id=self._thread_id,
                 metadata=command.metadata,
             ).with_connection(self._connection_id)
-            messages = tuple(message.to_message() for message in command.input.messages)
-            supervisor = self._services.supervisor
-            run = await supervisor.submit(
-                context,
-                command.assistant_id,
-                messages,
-                multitask_strategy=command.multitask_strategy,
-            )
+            if command.on_disconnect == "cancel":
+                run: Run = await nursery.start(self._submit_and_watch, context, command)
+            else:
+                run = await self._submit(context, command)
         except Exception as error:  # noqa: BLE001  boundary: one command
             await self._refuse(command_id, error, "run.start")
             return
         await self._spawn(nursery, command_id, "run.start", functools.partial(self._accepted, run))
+
+    async def _submit(self, context: UserExecutionContext, command: RunStart) -> Run:
+        messages = tuple(message.to_message() for message in command.input.messages)
+        return await self._services.supervisor.submit(
+            context,
+            command.assistant_id,
+            messages,
+            multitask_strategy=command.multitask_strategy,
+            disconnect_grace=self._grace_of(command),
+        )
+
+    def _grace_of(self, command: RunStart) -> float | None:
+        if command.on_disconnect == "continue":
+            return None
+        own = command.disconnect_grace
+        return self._services.settings.disconnect_grace if own is None else own
+
+    async def _submit_and_watch(
+        self,
+        context: UserExecutionContext,
+        command: RunStart,
+        *,
+        task_status: trio.TaskStatus[Run],
+    ) -> None:
+        """Who asked for a run watches it, subscribed or not, for as long as the socket lives."""
+        journals = self._services.supervisor.journals
+        async with journals.attached(self._user_id, self._thread_id) as journal:
+            with journal.watchers.watching():
+                run = await self._submit(context, command)
+                task_status.started(run)
+                with contextlib.suppress(CrecheError):  # how it ended is told to who asks
+                    await run.ended()
 
     async def _accepted(self, run: Run) -> dict[str, Any]:
         await run.accepted()
@@ -340,7 +370,8 @@ class ChatClient:
                     }
                     self._reply(replies.success(command_id, result))
                     answered = True
-                    await self._send_events(journal, since, scope)
+                    with journal.watchers.watching():
+                        await self._send_events(journal, since, scope)
         except ThreadDeletedError as error:
             self._reply(replies.error(None, "no_such_thread", str(error)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -28,6 +28,7 @@ from creche_server.wire.replies import ErrorCode
 
 MAX_COMMAND_BYTES: Final = 1024 * 1024
 DEFAULT_RUNS: Final = 100  # that one reply tells of
+MOST_GRACE: Final = 3600.0  # seconds that a run may go on unwatched
 MOST_RUNS: Final = 1000  # that may be asked for at once
 
 
@@ -98,8 +99,8 @@ class RunStart(msgspec.Struct, frozen=True):
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
     multitask_strategy: MultitaskStrategy = "enqueue"  # on a busy thread
-    # The only one that there is so far; a client that asks for another is told so.
-    on_disconnect: Literal["continue"] = "continue"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    disconnect_grace: Annotated[float, msgspec.Meta(ge=0, le=MOST_GRACE)] | None = None  # seconds
 
 
 class RunCancel(msgspec.Struct, frozen=True):
