@@ -203,7 +203,7 @@ def served(options: Options, users: int) -> Iterator[tuple[Path, Server, list[st
     settings = {"PYTHONPATH": path, "CRECHE_LOG_LEVEL": "error"}
     with TemporaryDirectory(prefix="creche-bench-", dir=options.folder) as name:
         folder = Path(name)
-        opened = open_creche(folder, core, users=0, settings=settings, agents="flooding:agents")
+        opened = open_creche(folder, core, users=0, settings=settings, agents="floods:agents")
         with opened as server:
             mine = os.sched_getaffinity(0)
             pin(client_core)

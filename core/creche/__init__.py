@@ -5,6 +5,7 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 """
 
 from creche import _events as events
+from creche._admission import Weight
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._approval import Approval, ApprovalRequest, Approver
 from creche._audit import SecurityAudit, open_audit
@@ -37,11 +38,13 @@ from creche._context import (
     new_id,
 )
 from creche._dispatcher import ToolDispatcher
+from creche._double_texting import MultitaskStrategy
 from creche._emitter import EventEmitter, SubagentEmitter
 from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
+    BusyError,
     CommitInDoubtError,
     ConnectionMismatchError,
     CrecheError,
@@ -135,6 +138,7 @@ __all__ = [
     "AuditSink",
     "AuditTamperedError",
     "AuditUnavailableError",
+    "BusyError",
     "CancelReason",
     "Chunk",
     "Commit",
@@ -171,6 +175,7 @@ __all__ = [
     "ModelAgent",
     "ModelError",
     "ModelPart",
+    "MultitaskStrategy",
     "NamesAgent",
     "NewThread",
     "Receipt",
@@ -227,6 +232,7 @@ __all__ = [
     "UserId",
     "UserMessage",
     "Verification",
+    "Weight",
     "allow_every_tool",
     "assert_isolated",
     "check_characters",

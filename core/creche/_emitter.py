@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +20,7 @@ import trio
 
 from creche import _events as events
 from creche._auditing import note_refusal
-from creche._context import MessageId, ToolCallId, UserExecutionContext, new_id
+from creche._context import MessageId, RunId, ToolCallId, UserExecutionContext, new_id
 from creche._errors import (
     EmitterClosedError,
     GrammarError,
@@ -42,7 +42,9 @@ _ROUND: Final = 0.001  # seconds that others should wait for their turn
 _OF_THE_RUN: Final = (events.RunStarted, *events.TERMINAL)
 _BYTES_PER_YIELD: Final = 64 * 1024
 
-QUEUED: Final = "creche.queued"  # the name of the CUSTOM event of a run that had to wait
+# Names of CUSTOM events: of a run that had to wait; of one that undid others.
+QUEUED: Final = "creche.queued"
+ROLLED_BACK: Final = "creche.rolled_back"
 
 
 def timestamp() -> int:
@@ -255,9 +257,16 @@ class EngineVoice:
     def __init__(self, emitter: EventEmitter) -> None:
         self._emitter = emitter
 
-    def queued(self, waited_ms: int) -> None:
-        """Say how long the run waited for its turn; directly after `begin`."""
-        event = events.Custom(name=QUEUED, value={"waited_ms": waited_ms}, timestamp=timestamp())
+    def queued(self, waited_ms: int, position: int) -> None:
+        """Say how long the run waited for its turn, and its place then; directly after `begin`."""
+        self._custom(QUEUED, {"waited_ms": waited_ms, "position": position})
+
+    def rolled_back(self, run_ids: Iterable[RunId]) -> None:
+        """Say whose messages are no part of the thread any more; before the agent says anything."""
+        self._custom(ROLLED_BACK, {"run_ids": list(run_ids)})
+
+    def _custom(self, name: str, value: dict[str, Any]) -> None:
+        event = events.Custom(name=name, value=value, timestamp=timestamp())
         self._emitter._say(event, barrier=False)
 
     def begin(self, message: tuple[Message, ...], record: RunRecord) -> Entry:

@@ -185,6 +185,7 @@ class ExecutionEngine:
         turn, life = self._journal.turn, self._life
         await _check_room(turn.wanted_by, self._infrastructure, life.context)
         life.listed_at = trio.current_time() - self._waited
+        life.position = turn.wanted_by
         async with turn.taken():
             self._journal.check_there()
             life.take_turn()
@@ -225,7 +226,9 @@ class ExecutionEngine:
         life.started_at = now()
         self._voice.begin(asked, run_record(life, "running"))
         if life.queued_for > _WORTH_TELLING:
-            self._voice.queued(round(life.queued_for * 1000))
+            self._voice.queued(round(life.queued_for * 1000), life.position)
+        if life.rolls_back:
+            self._voice.rolled_back(life.rolls_back)
         with self._quotas.share(life.context.user_id) as share:
             try:
                 with logged_as(life.context):
@@ -248,6 +251,8 @@ class ExecutionEngine:
         life = self._life
         life.first_seq = self._journal.last_seq + 1
         self._voice.begin(asked, run_record(life, outcome.status, outcome=outcome))
+        if life.rolls_back:
+            self._voice.rolled_back(life.rolls_back)
         seq = self._say_the_end(outcome)
         await self._commit_the_end(seq, functools.partial(self._log_end, outcome))
         return outcome

@@ -100,6 +100,10 @@ class DrainingError(CrecheError):
     """The process is shutting down and takes no new runs."""
 
 
+class BusyError(CrecheError):
+    """A run was asked for with `multitask_strategy="reject"`, and its thread is busy."""
+
+
 class RunError(CrecheError):
     """A failure whose message may be told to the client as it stands.
 

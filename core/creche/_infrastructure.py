@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
+from creche._admission import Weight, equal_weight
 from creche._agents import Agent, AgentClassRegistry
 from creche._approval import Approver
 from creche._audit import SecurityAudit
@@ -35,6 +36,9 @@ class Infrastructure:
     each call of an `approval=True` tool; without one such calls are refused. `tracer` is told of
     the spans of runs; without one, nobody is.
 
+    `weight(user_id)` is that user's share of the server when it is full, relative to others': a
+    pure function, asked when the first of a user's runs is taken on.
+
     Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there,
     and for two tools of one name; TypeError for what is no tool, or no list of them.
     """
@@ -47,6 +51,7 @@ class Infrastructure:
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict[str, Model])
     tool_policy: ToolPolicy = allow_every_tool
     approver: Approver | None = None
+    weight: Weight = equal_weight
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None

@@ -17,7 +17,7 @@ import trio
 
 from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up
-from creche._context import ThreadId, UserExecutionContext, UserId
+from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._conversation import Conversation
 from creche._errors import (
     IsolationError,
@@ -106,6 +106,8 @@ class Journal:
         # What the thread's runs were told and said; None: not known here, so read when needed.
         self._conversation = None if record else self._new_conversation()
         self._settled_meanwhile: list[StoredMessage] | None = None  # while it is being read
+        self._rollbacks = 0  # how many commits rolled runs back
+        self._rolled_back: set[RunId] = set()  # runs that are, and may have words on the way
         self._marked = False
         self._deleted = False
         self._conflict = ""  # why nothing of it can be stored any more
@@ -198,9 +200,12 @@ class Journal:
         new_runs: tuple[RunRecord, ...] = (),
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        rolls_back: tuple[RunId, ...] = (),
         speaker: UserExecutionContext | None = None,
     ) -> None:
         """Commit records that belong to no event; `opens` makes the thread if it is absent.
+
+        The messages of the runs in `rolls_back` are no part of its history from then on.
 
         Returns once they are durable. Raises StoreUnavailableError if the store refused them;
         then nothing was written and they are not tried again. IsolationError for records of
@@ -208,7 +213,7 @@ class Journal:
         """
         self._check_not_overtaken()
         self.check_owned((*new_runs, *runs), speaker)
-        proposal = Proposal(opens, new_runs, runs, messages)
+        proposal = Proposal(opens, new_runs, runs, messages, rolls_back)
         self._proposals.add(proposal)
         self._writer.mark(self, urgent=True)
         await self._proposals.wait(proposal)
@@ -340,20 +345,23 @@ class Journal:
         """
         if self._conversation is not None:
             return self._conversation.latest(last_runs)
-        self._settled_meanwhile = []
-        try:
-            stored = await self._store.messages(
-                self.user_id,
-                self.thread_id,
-                last_runs=last_runs,
-            )
-            conversation = self._new_conversation()
-            conversation.add(stored)
-            conversation.add(self._settled_meanwhile)
-        finally:
-            self._settled_meanwhile = None
-        self._keep(conversation)
-        return conversation.latest(last_runs)
+        while True:
+            rollbacks = self._rollbacks
+            self._settled_meanwhile = []
+            try:
+                stored = await self._store.messages(
+                    self.user_id,
+                    self.thread_id,
+                    last_runs=last_runs,
+                )
+                conversation = self._new_conversation()
+                conversation.add(stored)
+                conversation.add(self._settled_meanwhile)
+            finally:
+                self._settled_meanwhile = None
+            if rollbacks == self._rollbacks:  # or what was read may be of runs rolled back since
+                self._keep(conversation)
+                return conversation.latest(last_runs)
 
     def _new_conversation(self) -> Conversation:
         # Runs that wait for their turn have their messages committed already.
@@ -386,6 +394,7 @@ class Journal:
             new_runs=tuple(run for proposal in proposals for run in proposal.new_runs),
             runs=tuple(run for record in records for run in record.runs),
             messages=tuple(message for record in records for message in record.messages),
+            rolls_back=tuple(run for proposal in proposals for run in proposal.rolls_back),
             chunk=Chunk(
                 first_seq=first,
                 last_seq=last,
@@ -408,11 +417,19 @@ class Journal:
 
     def settle(self, commit: Commit) -> None:
         self._proposals.finish(None)
+        if commit.rolls_back:
+            self._rollbacks += 1
+            self._conversation = None  # the store knows what is left of it
+        silent = self._rolled_back | set(commit.rolls_back)
+        said = [one for one in commit.messages if one.run_id not in silent]
+        if any(run.status == "running" for run in commit.runs):
+            silent = set(commit.rolls_back)  # those of before have ended, or it had not begun
+        self._rolled_back = silent
         if self._conversation is not None:
-            self._conversation.add(commit.messages)
+            self._conversation.add(said)
             self._keep(self._conversation)
         elif self._settled_meanwhile is not None:
-            self._settled_meanwhile.extend(commit.messages)
+            self._settled_meanwhile.extend(said)
         if commit.chunk is not None:
             self._committed = commit.chunk.last_seq
             size = len(commit.chunk.data) - (commit.chunk.last_seq - commit.chunk.first_seq)

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from creche._context import RunId
 from creche._errors import StoreUnavailableError
 from creche._store import NewThread, RunRecord, StoredMessage
 
@@ -22,6 +23,7 @@ class Proposal:
     new_runs: tuple[RunRecord, ...]
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
+    rolls_back: tuple[RunId, ...]
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     error: Exception | None = None
 

@@ -13,7 +13,8 @@ from datetime import datetime
 import trio
 
 from creche._activities import Activities
-from creche._context import UserExecutionContext
+from creche._context import RunId, UserExecutionContext
+from creche._double_texting import MultitaskStrategy
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
 from creche._store import RunStatus, now
@@ -28,10 +29,13 @@ class RunLife:
         context: UserExecutionContext,
         agent: str,
         *,
+        strategy: MultitaskStrategy = "enqueue",
         disconnect_grace: float | None = None,
     ) -> None:
         self.context = context
         self.agent = agent
+        self.strategy: MultitaskStrategy = strategy
+        self.rolls_back: tuple[RunId, ...] = ()  # runs of its thread that it undoes
         self.disconnect_grace = disconnect_grace  # seconds unwatched; None: it goes on
         self.created_at: datetime = now()
         self.started_at: datetime | None = None
@@ -42,6 +46,7 @@ class RunLife:
         self.activities = Activities()
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
+        self.position = 0  # when it was taken on: see `Admission.position`
         self.turn_at: float | None = None  # trio time
         self.ending_at: float | None = None  # trio time at which its end was asked for, or came
         self.tasks_at_end = 0  # that were alive then

@@ -33,6 +33,8 @@ async def call_off(journal: Journal, life: RunLife) -> None:
 async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...]) -> None:
     """Commit a run's rows: its thread if that is new, the run as queued, what it was asked.
 
+    In the same transaction, the messages of those that it rolls back go.
+
     Raises StoreUnavailableError; then nothing was written.
     """
     title = next((text_of(message) for message in asked if text_of(message)), "")
@@ -43,6 +45,7 @@ async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...
             StoredMessage(run_id=life.context.run_id, message=message, created_at=life.created_at)
             for message in asked
         ),
+        rolls_back=life.rolls_back,
         speaker=life.context,
     )
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 import creche
+from creche._admission import equal_weight
 from creche._ambient import Surroundings, look_around, surroundings
 from creche._connections import Connections
 from creche._forwarding import Send, open_forwarding
@@ -63,6 +64,7 @@ async def open_infrastructure(
     models: Mapping[str, creche.Model] | None = None,
     tool_policy: creche.ToolPolicy | None = None,
     approver: creche.Approver | None = None,
+    weight: creche.Weight = equal_weight,
     limits: creche.Limits | None = None,
     store: creche.Store | None = None,
     audit: creche.SecurityAudit | None = None,
@@ -83,6 +85,7 @@ async def open_infrastructure(
         models=models or {},
         tool_policy=tool_policy or allow_every_tool,
         approver=approver,
+        weight=weight,
         limits=limits or creche.Limits(),
         store=store or creche.MemoryStore(),
         audit=audit,

@@ -90,6 +90,8 @@ class Settings(BaseSettings):
     )
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
+    running_per_user: PositiveInt = Limits().running_per_user
+    running: PositiveInt = Limits().running
     tool_calls: NonNegativeInt = Limits().tool_calls
     tool_calls_per_minute: PositiveInt = Limits().tool_calls_per_minute
 
@@ -154,6 +156,8 @@ class Settings(BaseSettings):
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,
             runs_per_thread=self.runs_per_thread,
+            running_per_user=self.running_per_user,
+            running=self.running,
             tool_calls=self.tool_calls,
             tool_calls_per_minute=self.tool_calls_per_minute,
         )

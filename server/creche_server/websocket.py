@@ -245,6 +245,7 @@ class ChatClient:
             context,
             command.assistant_id,
             messages,
+            multitask_strategy=command.multitask_strategy,
             disconnect_grace=self._grace_of(command),
         )
 
@@ -272,12 +273,8 @@ class ChatClient:
 
     async def _accepted(self, run: Run) -> dict[str, Any]:
         await run.accepted()
-        ahead = 0
-        for other in self._services.supervisor.runs(self._user_id, self._thread_id):
-            if other == run:
-                break
-            ahead += 1
-        return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}
+        position = self._services.supervisor.position(run)
+        return {"run_id": run.run_id, **({"queued": position} if position else {})}
 
     async def _cancel_run(self, command: RunCancel) -> dict[str, Any]:
         check_id("run_id", command.run_id)

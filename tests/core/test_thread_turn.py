@@ -136,7 +136,7 @@ class TestOnOneThread:
         queued = [
             event["value"] for event in await log_of(store) if event.get("name") == "creche.queued"
         ]
-        assert len(queued) == 1, "of the third"
+        assert [value["position"] for value in queued] == [2], "of the third"
 
     async def test_one_that_is_cancelled_while_it_waits_leaves_nothing_and_is_in_nobodys_way(
         self, autojump_clock: MockClock, store: TroubledStore

@@ -498,6 +498,23 @@ def deletion_by_thread_id_alone() -> Any:
 
 
 @mutant
+def interruption_by_thread_id_alone() -> Any:
+    """A run that takes others' place ends whatever runs on a thread of that name."""
+
+    def change(original: Any) -> Any:
+        def supersede(self: Supervisor, life: RunLife) -> None:
+            original(self, life)
+            for lives in self._runs.values():
+                for other in lives.values():
+                    if other is not life and other.context.thread_id == life.context.thread_id:
+                        other.cancel("superseded")
+
+        return supersede
+
+    return replaced(Supervisor, "_supersede", change)
+
+
+@mutant
 def run_ids_used_again() -> Any:
     """Nobody looks whether a run of that id has been."""
 

@@ -828,7 +828,7 @@ class TestChat:
     @pytest.mark.parametrize("end", ["deletion", "shutdown", "deadline"])
     async def test_tells_who_or_what_stopped_a_run(self, tmp_path: Path, end: str) -> None:
         words = {
-            "deletion": b"the thread was deleted",
+            "deletion": b"a later message took its place, or its thread was deleted",
             "shutdown": b"the server was shut down",
             "deadline": b"stopped: the run took longer than run_timeout (1 s)",
         }
@@ -888,7 +888,11 @@ class TestChat:
             ": the run took longer than run_timeout (600 s)",
             1,
         ),
-        ({"reason": "superseded"}, ": the thread was deleted", 1),
+        (
+            {"reason": "superseded"},
+            ": a later message took its place, or its thread was deleted",
+            1,
+        ),
         ({"reason": "shutdown"}, ": the server was shut down", 1),
         ({"reason": "something new"}, ": something new", 1),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -57,6 +58,12 @@ def run_row(run: RunRecord) -> Row:
     if run.reason is not None:
         row["reason"] = without_nul(run.reason)
     return row
+
+
+def rolled_back_rows(commit: Commit) -> Iterator[Row]:
+    """Which runs a commit takes back."""
+    for run_id in commit.rolls_back:
+        yield {"owner": commit.user_id, "thread": commit.thread_id, "run": run_id}
 
 
 def message_row(commit: Commit, stored: StoredMessage) -> Row:

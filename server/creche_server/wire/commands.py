@@ -18,6 +18,7 @@ from creche import (
     AuditKind,
     InvalidContextError,
     MessageId,
+    MultitaskStrategy,
     RunId,
     UserMessage,
     check_characters,
@@ -92,13 +93,12 @@ class RunInput(msgspec.Struct, frozen=True):
 
 
 class RunStart(msgspec.Struct, frozen=True):
-    """Run an agent on this thread. On a busy thread the run waits for its turn."""
+    """Run an agent on this thread."""
 
     input: RunInput
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
-    # The only one that there is so far; a client that asks for another is told so.
-    multitask_strategy: Literal["enqueue"] = "enqueue"
+    multitask_strategy: MultitaskStrategy = "enqueue"  # on a busy thread
     on_disconnect: Literal["continue", "cancel"] = "continue"
     disconnect_grace: Annotated[float, msgspec.Meta(ge=0, le=MOST_GRACE)] | None = None  # seconds
 

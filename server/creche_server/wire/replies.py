@@ -10,6 +10,7 @@ import msgspec
 
 from creche import (
     AuditUnavailableError,
+    BusyError,
     CrecheError,
     DrainingError,
     InvalidContextError,
@@ -19,7 +20,7 @@ from creche import (
     UnknownAgentError,
 )
 
-# The first ones are the Agent Streaming Protocol's, the last four our extensions.
+# The first ones are the Agent Streaming Protocol's, the last five our extensions.
 ErrorCode = Literal[
     "invalid_argument",
     "unknown_command",
@@ -28,6 +29,7 @@ ErrorCode = Literal[
     "no_such_subscription",
     "not_supported",
     "no_such_thread",
+    "busy",
     "limit_exceeded",
     "draining",
     "unavailable",
@@ -40,6 +42,7 @@ _CODES: Final[Mapping[type[Exception], ErrorCode]] = MappingProxyType(
         UnknownAgentError: "invalid_argument",
         InvalidContextError: "invalid_argument",
         ValueError: "invalid_argument",
+        BusyError: "busy",
         DrainingError: "draining",
         LimitExceededError: "limit_exceeded",
         AuditUnavailableError: "unavailable",

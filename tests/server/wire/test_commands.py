@@ -74,6 +74,12 @@ class TestAGoodCommand:
         assert (command.assistant_id, command.multitask_strategy) == ("assistant", "enqueue")
         assert command.input.messages == (InputMessage("hello"),)
 
+    @pytest.mark.parametrize("strategy", ["enqueue", "reject", "interrupt", "rollback"])
+    def test_says_what_becomes_of_what_runs_already(self, strategy: str) -> None:
+        _, command = decode_command(frame("run.start", {**ASKED, "multitask_strategy": strategy}))
+        assert isinstance(command, RunStart)
+        assert command.multitask_strategy == strategy
+
     @given(
         st.text(),
         st.none() | st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=256),
@@ -147,7 +153,8 @@ class TestABadCommand:
             ),
             ("run.start", {**ASKED, "assistant_id": 5}),
             ("run.start", {**ASKED, "metadata": []}),
-            ("run.start", {**ASKED, "multitask_strategy": "interrupt"}),
+            ("run.start", {**ASKED, "multitask_strategy": "queue"}),
+            ("run.start", {**ASKED, "multitask_strategy": None}),
             ("run.start", {**ASKED, "on_disconnect": "stop"}),
             ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": -1}),
             ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": "1"}),
