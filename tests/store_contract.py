@@ -22,6 +22,7 @@ from creche import (
     Commit,
     FunctionCall,
     IdKind,
+    LogConflictError,
     Message,
     MessageId,
     NewThread,
@@ -37,6 +38,8 @@ from creche import (
     ToolMessage,
     UserId,
     UserMessage,
+    events,
+    open_journals,
 )
 
 ADA, BOB = UserId("ada"), UserId("bob")
@@ -130,6 +133,22 @@ class StoreContract:
         assert await store.chunks(ADA, T1, after=0, limit=10) == []
         await store.commit([good])
         assert await store.runs(ADA, T1) == [record()]
+
+    async def test_of_two_journals_of_one_thread_the_one_that_is_behind_is_told(
+        self, store: Store
+    ) -> None:
+        """Its entries can never follow, so they are not tried for ever."""
+        async with open_journals(store) as one, open_journals(store) as other:
+            async with one.attached(ADA, T1) as ahead, other.attached(ADA, T1) as behind:
+                await ahead.propose(NewThread(title="", epoch=ahead.epoch))
+                ahead.append(events.Custom(name="ahead", value=1), barrier=True)
+                await ahead.committed(1)
+                behind.append(events.Custom(name="behind", value=1), barrier=True)
+                with pytest.raises(LogConflictError, match="share `journals`"):
+                    await behind.committed(1)
+                async with other.attached(ADA, T1) as anew:
+                    (entry,) = await anew.read(after=0)
+                assert b"ahead" in entry.data
 
     async def test_opening_a_thread_that_is_there_keeps_its_epoch_and_title(
         self,

@@ -51,6 +51,7 @@ from creche._errors import (
     InvalidContextError,
     IsolationError,
     LimitExceededError,
+    LogConflictError,
     ModelError,
     RunError,
     StoreUnavailableError,
@@ -93,6 +94,7 @@ from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import Run
 from creche._run_context import RunContext
+from creche._run_tree import ActivityNode, RunTree, TaskNode
 from creche._statistics import RunStatistics
 from creche._steps import Step, SubagentResult
 from creche._store import (
@@ -116,6 +118,7 @@ from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "AbandonedThread",
+    "ActivityNode",
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
@@ -159,6 +162,7 @@ __all__ = [
     "Kept",
     "LimitExceededError",
     "Limits",
+    "LogConflictError",
     "MemorySink",
     "MemoryStore",
     "Message",
@@ -179,6 +183,7 @@ __all__ = [
     "RunRecord",
     "RunStatistics",
     "RunStatus",
+    "RunTree",
     "SecurityAudit",
     "Span",
     "SpanEnd",
@@ -195,6 +200,7 @@ __all__ = [
     "SubagentResult",
     "Supervisor",
     "SystemMessage",
+    "TaskNode",
     "TextDelta",
     "ThreadDeletedError",
     "ThreadId",

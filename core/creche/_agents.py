@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn, Protocol, cast, runtime_checkable
 
 import trio
 
-from creche._class_guard import ClassGuard
+from creche._class_guard import ClassGuard, ClassWatch
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
 from creche._errors import RunError, UnknownAgentError
@@ -145,6 +145,21 @@ class AgentClassRegistry:
     def guards_of(self, name: str) -> tuple[ClassGuard, ...]:
         """What notices writes to the classes that this agent is made of. Raises as `describe`."""
         return self._guards_of[self.describe(name).name]
+
+    def make(self, name: str, watch: ClassWatch | None = None) -> Agent:
+        """A new instance, once what was written to its class since registration is put back.
+
+        `watch` is that of the run which the instance belongs to. Freezes the registry. Raises
+        UnknownAgentError.
+        """
+        self.freeze()
+        described, guards = self.describe(name), self.guards_of(name)
+        if watch is not None:
+            watch.begin(guards)
+        else:
+            for guard in guards:
+                guard.check()
+        return described.agent_class()
 
     def missing_requirements(self, provided: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Which agents want tools that are not among those provided; empty when all is well."""

@@ -25,6 +25,7 @@ from creche._errors import (
     EmitterClosedError,
     GrammarError,
     LimitExceededError,
+    MixUp,
 )
 from creche._event_redaction import REDACTIONS, redact_data
 from creche._grammar import Bracket, Grammar, Phase
@@ -36,6 +37,8 @@ from creche._streamed_redaction import Scan
 from creche._transcript import Transcript
 
 _EVENTS_PER_YIELD: Final = 32  # a checkpoint costs as much as two or three events
+_FEWEST_PER_YIELD: Final = 8  # however many flood: below that, giving way is what costs
+_ROUND: Final = 0.001  # seconds that others should wait for their turn
 _OF_THE_RUN: Final = (events.RunStarted, *events.TERMINAL)
 _BYTES_PER_YIELD: Final = 64 * 1024
 
@@ -45,6 +48,18 @@ QUEUED: Final = "creche.queued"  # the name of the CUSTOM event of a run that ha
 def timestamp() -> int:
     """This moment, in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def next_part(part: int, others: float) -> int:
+    """How many events until a run gives way again, where after `part` the others took so long.
+
+    One that floods alone says many at once. The more that do, the sooner each gives way, so that
+    whoever has but a few steps to take, such as a run that is cancelled, takes them soon.
+    """
+    if others <= 0:
+        return _EVENTS_PER_YIELD
+    fair = int(part * _ROUND / others)
+    return min(max(fair, _FEWEST_PER_YIELD), _EVENTS_PER_YIELD)
 
 
 class EventEmitter:
@@ -63,7 +78,7 @@ class EventEmitter:
         self._subagent: str | None = None  # whom it speaks for, if not for the run's own agent
         self._text: MessageId | None = None  # the message that `text` is writing
         self._said_bytes = 0
-        self._until_yield = _EVENTS_PER_YIELD
+        self._part = self._until_yield = _EVENTS_PER_YIELD
         self._yield_at = _BYTES_PER_YIELD
 
     async def emit(self, event: events.Event) -> None:
@@ -135,6 +150,21 @@ class EventEmitter:
                 end = events.StepFinished(step_name=unique, timestamp=timestamp())
                 self._say(end, barrier=False)
 
+    def check_speaks_for(self, context: UserExecutionContext, operation: str) -> None:
+        """Raise IsolationError, which is audited, unless its run is the one of that context."""
+        own = self._context
+        kind: MixUp
+        if context.user_id != own.user_id:
+            kind = "user_mismatch"
+        elif context.thread_id != own.thread_id:
+            kind = "thread_mismatch"
+        elif context.run_id != own.run_id:
+            kind = "run_mismatch"
+        else:
+            return
+        msg = "what belongs to a run is made for its own context only"
+        raise self._journal.mix_up(msg, kind, operation, context)
+
     # --- the engine's part: sub-agents, the beginning and the end of the run
 
     def subagent(self, context: UserExecutionContext, name: str, about: str) -> SubagentEmitter:
@@ -161,9 +191,10 @@ class EventEmitter:
         return self._until_yield <= 0 or self._said_bytes >= self._yield_at
 
     async def _give_way(self) -> None:
-        self._until_yield = _EVENTS_PER_YIELD
         self._yield_at = self._said_bytes + _BYTES_PER_YIELD
+        before = trio.current_time()
         await trio.lowlevel.checkpoint()
+        self._part = self._until_yield = next_part(self._part, trio.current_time() - before)
         await self._journal.relieved(self._limits.uncommitted_bytes)
 
     def _say(

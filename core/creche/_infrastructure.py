@@ -13,6 +13,7 @@ from creche._audit import SecurityAudit
 from creche._limits import Limits
 from creche._models import Model
 from creche._store import MemoryStore, Store
+from creche._thread_turn import ThreadTurns
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tool_sources import ToolSource
 from creche._tools import Tool, check_names, tools_in
@@ -51,6 +52,8 @@ class Infrastructure:
     audit: SecurityAudit | None = None
     tracer: Tracer | None = None
     registry: AgentClassRegistry = dataclasses.field(init=False)
+    # Lent to engines that are given no journals: an entry lives as long as such an engine's block.
+    turns: ThreadTurns = dataclasses.field(init=False, repr=False, default_factory=ThreadTurns)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
     _sources_of: Mapping[str, Mapping[str, ToolSource]] = dataclasses.field(init=False, repr=False)
 

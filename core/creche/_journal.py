@@ -19,7 +19,13 @@ from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up
 from creche._context import ThreadId, UserExecutionContext, UserId
 from creche._conversation import Conversation
-from creche._errors import IsolationError, StoreUnavailableError, ThreadDeletedError
+from creche._errors import (
+    IsolationError,
+    LogConflictError,
+    MixUp,
+    StoreUnavailableError,
+    ThreadDeletedError,
+)
 from creche._events import Event, decode_event, encode_unnumbered, numbered
 from creche._limits import Limits
 from creche._proposals import Proposal, Proposals
@@ -102,6 +108,7 @@ class Journal:
         self._settled_meanwhile: list[StoredMessage] | None = None  # while it is being read
         self._marked = False
         self._deleted = False
+        self._conflict = ""  # why nothing of it can be stored any more
         self._readers = trio.lowlevel.ParkingLot()
         self._awaited = False  # whether anybody is parked there; asked at every event
         self._settled = trio.lowlevel.ParkingLot()
@@ -119,6 +126,11 @@ class Journal:
     @property
     def uncommitted_bytes(self) -> int:
         return self._uncommitted_bytes
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether somebody else has written the log meanwhile, so that no more can be stored."""
+        return bool(self._conflict)
 
     # --- appending
 
@@ -194,6 +206,7 @@ class Journal:
         then nothing was written and they are not tried again. IsolationError for records of
         another's.
         """
+        self._check_not_overtaken()
         self.check_owned((*new_runs, *runs), speaker)
         proposal = Proposal(opens, new_runs, runs, messages)
         self._proposals.add(proposal)
@@ -223,9 +236,15 @@ class Journal:
         self, message: str, operation: str, speaker: UserExecutionContext
     ) -> IsolationError:
         """What to raise when `speaker` would say something here as another; it is noted."""
+        return self.mix_up(message, "event_injection", operation, speaker)
+
+    def mix_up(
+        self, message: str, kind: MixUp, operation: str, speaker: UserExecutionContext
+    ) -> IsolationError:
+        """What to raise when `speaker` would do something with what is another's; it is noted."""
         error = IsolationError(
             message,
-            kind="event_injection",
+            kind=kind,
             user=speaker.user_id,
             owner=self.user_id,
             resource=f"thread {self.thread_id}",
@@ -241,15 +260,25 @@ class Journal:
         note_mix_up(self.audit, error, operation, correlation_id=correlation_id)
 
     async def committed(self, seq: int) -> None:
-        """Wait until the entry `seq` is durable, for as long as the store needs."""
+        """Wait until the entry `seq` is durable, for as long as the store needs.
+
+        Raises LogConflictError if it never can be.
+        """
         while self._committed < seq:
+            self._check_not_overtaken()
             await self._settled.park()
 
     async def relieved(self, limit: int) -> None:
-        """Wait until fewer than `limit` bytes are uncommitted."""
+        """Wait until fewer than `limit` bytes are uncommitted. Raises as `committed` does."""
+        self._check_not_overtaken()
         while self._uncommitted_bytes >= limit:
             self._writer.mark(self, urgent=True)
             await self._settled.park()
+            self._check_not_overtaken()
+
+    def _check_not_overtaken(self) -> None:
+        if self._conflict:
+            raise LogConflictError(self._conflict)
 
     # --- reading
 
@@ -257,9 +286,9 @@ class Journal:
         """The visible entries that follow `after`, at least one; waits until there is one.
 
         Returns at most a bounded number; ask again with the last one's `seq`. Raises
-        ThreadDeletedError if the thread goes away.
+        ThreadDeletedError if the thread goes away, and LogConflictError if somebody else writes it.
         """
-        while not self._deleted and self._visible <= after:
+        while not (self._deleted or self._conflict) and self._visible <= after:
             self._awaited = True
             await self._readers.park()
         self.check_there()
@@ -271,7 +300,11 @@ class Journal:
         return self._entries[start:stop]
 
     def check_there(self) -> None:
-        """Raise ThreadDeletedError if the thread was deleted since the journal was attached."""
+        """Raise ThreadDeletedError if the thread was deleted since the journal was attached.
+
+        LogConflictError if somebody else has written it.
+        """
+        self._check_not_overtaken()
         if self._deleted:
             msg = f"thread {self.thread_id!r} was deleted"
             raise ThreadDeletedError(msg)
@@ -335,6 +368,8 @@ class Journal:
 
     def take(self) -> Commit | None:
         self._marked = False
+        if self._conflict:
+            return None
         proposals = self._proposals.take()
         first = self._committed + 1
         entries = self._entries[len(self._entries) - (self._last_seq - self._committed) :]
@@ -393,7 +428,13 @@ class Journal:
         self._settled.unpark_all()
 
     def refuse(self, commit: Commit, error: Exception) -> bool:  # noqa: ARG002  Source's signature
-        # Only what somebody waits for, and can be told about, is given up; events never are.
+        if isinstance(error, LogConflictError):
+            self._conflict = str(error)
+            self._proposals.give_up(error)
+            self._settled.unpark_all()
+            self._wake_readers()
+            return False
+        # Only what somebody waits for, and can be told about, is given up; events are not.
         self._proposals.finish(error)
         return bool(self._proposals) or self._committed < self._last_seq
 

@@ -11,7 +11,7 @@ MIB = 1024 * KIB
 
 # With fewer, nothing would ever move.
 _AT_LEAST_ONE: Final = frozenset(
-    {"tool_calls_per_minute", "tool_threads", "read_entries", "commit_threads"}
+    {"tool_calls_per_minute", "tool_threads", "programs", "read_entries", "commit_threads"}
 )
 
 
@@ -41,6 +41,8 @@ class Limits:
     tool_calls_per_minute: int = 600  # of one user
     tool_result_bytes: int = 256 * KIB  # of one result, as clients and models see it
     tool_threads: int = 4  # sync tools of one user at once, in threads or processes
+    programs: int = 4  # that runs of one user have started, at once
+    program_bytes: int = MIB  # what `run_process` takes of one program's output
     runs_per_thread: int = 20  # one runs, the others wait their turn
     runs: int = 10_000
 

@@ -52,6 +52,11 @@ class Proposals:
             proposal.done.set()
         self._taken = ()
 
+    def give_up(self, error: Exception) -> None:
+        """Nothing of these, taken or not, can come into the store because of `error`."""
+        self.take()
+        self.finish(error)
+
     async def wait(self, proposal: Proposal) -> None:
         """Wait for its fate. Raises StoreUnavailableError if it was refused, or is not known."""
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from creche._errors import RunError
 from creche._limits import Limits
 from creche._messages import AgentInput, Message
 from creche._models import Model, Usage
+from creche._programs import NOTHING
 from creche._run_life import RunLife
 from creche._statistics import Tally
 from creche._steps import Step, SubagentResult, in_parallel, in_sequence
@@ -82,6 +85,55 @@ class RunContext:
     async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
         """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""
         return await self.tools.dispatch(name, params)
+
+    def open_process(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] = NOTHING,
+    ) -> contextlib.AbstractAsyncContextManager[trio.Process]:
+        """A block in which a program is alive at most: it dies with the run, with all below it.
+
+        `command` is its words, without a shell. What is not asked for as a `subprocess.PIPE` is
+        nothing. Its environment is `env` and, of ours, no more than where things are (PATH,
+        HOME, TMPDIR) and what language and time zone to speak: never our secrets.
+
+        Resource handling: however the block is left, a program that is still alive is asked to
+        terminate, has `Limits.stop_timeout` to do so, and is then killed, with what it has
+        started; one that the run's end met at work is among the receipt's `processes_killed`.
+
+        Raises FileNotFoundError if there is no such program, TypeError for a command in one
+        string, and LimitExceededError past `Limits.programs` of the user's.
+        """
+        return self.tools.programs.open_process(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env
+        )
+
+    async def run_process(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,  # noqa: ASYNC109  as the standard library has it
+        most_bytes: int | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] = NOTHING,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end, as in `open_process`; what it said is in the result.
+
+        Its exit code is, too, and raises nothing; see `CompletedProcess.check_returncode`.
+
+        Raises what `open_process` raises, and RunError for a program that took longer than
+        `timeout` seconds (code `program_timeout`) or said more than `most_bytes`, or
+        `Limits.program_bytes`, on both streams together (`program_output`): it is then stopped.
+        """
+        return await self.tools.programs.run_process(
+            command, stdin=stdin, timeout=timeout, most_bytes=most_bytes, cwd=cwd, env=env
+        )
 
     def model(self, name: str = "default") -> Model:
         """One of the models that this process offers. Raises RunError if there is none so named.

@@ -118,6 +118,11 @@ class Supervisor:
         """That user's live runs, oldest first; the first of a thread is its active one."""
         return tuple(Run(life) for life in self._lives(user_id, thread_id))
 
+    def all_runs(self) -> tuple[Run, ...]:
+        """Everybody's live runs, the oldest first: for who operates the process alone."""
+        lives = (life for own in self._runs.values() for life in own.values())
+        return tuple(map(Run, sorted(lives, key=lambda life: life.created_at)))
+
     def _lives(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[RunLife, ...]:
         return tuple(
             life

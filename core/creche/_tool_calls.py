@@ -21,6 +21,7 @@ from creche._errors import AuditUnavailableError, RunError
 from creche._failures import identity
 from creche._limits import Limits
 from creche._outcome import AbandonedThread, StopMeans, StoppedTool, tools_to_dict
+from creche._programs import Programs
 from creche._quotas import ToolShare
 from creche._redaction import redact_text
 from creche._store import now
@@ -98,6 +99,7 @@ class ToolCalls:
         limits: Limits,
         *,
         share: ToolShare,
+        programs: Programs,
         policy: ToolPolicy,
         approver: Approver | None,
         audit: SecurityAudit | None,
@@ -113,6 +115,7 @@ class ToolCalls:
         self._context = context
         self._limits = limits
         self._share = share
+        self._programs = programs
         self._approver = approver
 
     async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
@@ -232,7 +235,9 @@ class ToolCalls:
         called = call.tool
         stop = StopFlag()
         if called.context_parameter is not None:
-            keywords[called.context_parameter] = ToolContext(self._context, call.id, stop)
+            keywords[called.context_parameter] = ToolContext(
+                self._context, call.id, stop, self._programs if called.is_async else None
+            )
 
         def abandon() -> None:
             call.how = "abandoned"

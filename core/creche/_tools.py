@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import subprocess
 import threading
 import typing
 from collections import Counter
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast, overload
 
 import msgspec
+import trio
 
 from creche._arguments import ArgumentsCheck, parse_arguments, parse_object
 from creche._barrier import leaves
@@ -19,6 +22,7 @@ from creche._context import ToolCallId, UserExecutionContext, frozen
 from creche._errors import RunError, ToolDefinitionError
 from creche._models import ToolSpec
 from creche._owned import OwnedWalk, advice, faults
+from creche._programs import Programs
 from creche._redaction import printable
 
 
@@ -49,6 +53,28 @@ class ToolContext:
     context: UserExecutionContext
     tool_call_id: ToolCallId
     stop: StopFlag
+    programs: Programs | None = None  # of an async tool: what it may start
+
+    def open_process(
+        self, command: Sequence[str], **options: Any
+    ) -> contextlib.AbstractAsyncContextManager[trio.Process]:
+        """Start a program in a block of this tool's; see `RunContext.open_process`.
+
+        Raises ToolDefinitionError in a sync tool, which has no block that a cancel could end.
+        """
+        return self._starting().open_process(command, **options)
+
+    async def run_process(
+        self, command: Sequence[str], **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end; see `RunContext.run_process`. Raises as `open_process`."""
+        return await self._starting().run_process(command, **options)
+
+    def _starting(self) -> Programs:
+        if self.programs is None:
+            msg = "a sync tool starts no programs through its context; make it `async def`"
+            raise ToolDefinitionError(msg)
+        return self.programs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

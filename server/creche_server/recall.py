@@ -39,10 +39,10 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 class UnknownRunError(ValueError):
-    """`before` names no run of this thread."""
+    """There is no such run among those that were asked about."""
 
-    def __init__(self) -> None:
-        super().__init__("`before` names no run of this thread")
+    def __init__(self, message: str = "`before` names no run of this thread") -> None:
+        super().__init__(message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="origins of other pages that may connect"
     )
+    operators: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="users who may see what runs of others do, without content"
+    )
     log_level: str = Field(default="info", description="the least that is logged")
     otlp_endpoint: str | None = Field(
         default=None, description="base URL of the OpenTelemetry collector that spans go to"
@@ -117,7 +120,12 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return value.rstrip("/").removesuffix("/v1/traces")
 
-    @field_validator("origins", mode="before")
+    @field_validator("operators")
+    @classmethod
+    def _can_be_users(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_id("user_id", each) for each in value)
+
+    @field_validator("origins", "operators", mode="before")
     @classmethod
     def _in_a_row(cls, value: Any) -> Any:
         """The environment has one text for all of them, with commas."""

@@ -81,6 +81,21 @@ class TestRegistry:
         with pytest.raises(UnknownAgentError, match="one"):
             AgentClassRegistry({"one": Plain}).describe("three")
 
+    def test_it_makes_a_new_instance_of_a_class_that_is_put_back_and_then_is_frozen(self) -> None:
+        class Written:
+            async def run(self, run: RunContext) -> None: ...
+
+        registry = AgentClassRegistry({"one": Written})
+        one: Any = registry.make("one")
+        type(one).secret = "of somebody"
+        two = registry.make("one")
+        assert (type(one), type(two), one is two) == (Written, Written, False)
+        assert not hasattr(Written, "secret")
+        with pytest.raises(RuntimeError, match="frozen"):
+            registry.register("late", Plain)
+        with pytest.raises(UnknownAgentError):
+            registry.make("three")
+
     @pytest.mark.parametrize("name", ["", "  ", "one"], ids=repr)
     def test_a_blank_or_taken_name_is_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match="name"):

@@ -869,7 +869,7 @@ class TestChat:
                         assert (await client.next_event())["seq"] == seq
 
     async def test_of_no_server_names_the_whole_path(self, tmp_path: Path) -> None:
-        for command in (("chat", "x"), ("link",), ("threads",)):
+        for command in (("chat", "x"), ("link",), ("threads",), ("top",)):
             result = await run_creche(*command, cwd=tmp_path)
             assert result.returncode == 1
             assert told(result) == (

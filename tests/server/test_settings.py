@@ -114,6 +114,22 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
         load_settings(origins=["https://fine.example", text])
 
 
+@pytest.mark.parametrize(
+    ("text", "operators"), [("", ()), ("olga", ("olga",)), (" olga ,otto, ", ("olga", "otto"))]
+)
+def test_operators_come_in_a_row(
+    monkeypatch: pytest.MonkeyPatch, text: str, operators: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CRECHE_OPERATORS", text)
+    assert load_settings().operators == operators
+
+
+@pytest.mark.parametrize("user", ["", " ", "none", *MISLEADING], ids=ascii)
+def test_an_operator_that_can_be_no_user_is_refused(user: str) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        load_settings(operators=["olga", user])
+
+
 @pytest.mark.parametrize("user", ["", " ", "none", *MISLEADING], ids=ascii)
 def test_a_user_that_can_be_none_is_refused(user: str) -> None:
     """Else the server starts, and its own link fails."""

@@ -31,7 +31,18 @@ from tests.server.running import (
     words_of,
 )
 
-from creche import Entry, Journals, RunContext, ThreadId, ToolContext, UserId, events, new_id, tool
+from creche import (
+    Entry,
+    Journals,
+    RunContext,
+    Step,
+    ThreadId,
+    ToolContext,
+    UserId,
+    events,
+    new_id,
+    tool,
+)
 from creche_server.outbox import HIGH_WATER
 from creche_server.resuming import in_parts
 from creche_server.telemetry import configure_logging
@@ -346,6 +357,74 @@ class TestASubscription:
             await check(server, seen)
             async with server.chat() as chat:
                 assert (await chat.subscribe())["epoch"] == epoch
+
+    async def test_is_cut_after_each_event_by_many_at_once_and_loses_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        """With tools, sub-agents and a second run in the queue; each cut goes on where it was.
+
+        A reader that is cut at n reads n events, leaves, and comes back with `since=n`, while the
+        runs go on: n is each position of the uncut stream, and all are there at once. So it is in
+        memory; after a restart all of it comes from the database.
+        """
+        go = trio.Event()
+
+        @tool
+        async def look(what: str) -> str:
+            """Look."""
+            return what * 2
+
+        async def below(run: RunContext) -> str:
+            await run.emit.text("below")
+            await run.call_tool("look", {"what": "ab"})
+            return "done"
+
+        async def above(run: RunContext) -> None:
+            await run.emit.text("above")
+            await run.call_tool("look", {"what": "é"})
+            await run.parallel([Step(agent="below", input="1"), Step(agent="below", input="2")])
+            await go.wait()
+            await run.call_tool("absent", {})
+            await run.emit.text("end")
+
+        seen: list[str] = []
+        cut: list[list[str]] = []
+
+        async def cut_at(server: Server, position: int, total: int) -> None:
+            async with server.chat() as first:
+                await first.subscribe()
+                await first.until(lambda: len(first.raw_events) >= position, f"{position}")
+                got = first.raw_events[:position]
+            go.set()
+            async with server.chat() as again:
+                await again.subscribe(since=position)
+                await again.until(lambda: len(got) + len(again.raw_events) >= total, "the rest")
+                cut.append(got + again.raw_events)
+
+        async def cut_everywhere(server: Server, positions: range, more: int | None) -> None:
+            async with trio.open_nursery() as nursery:
+                for position in positions:
+                    total = len(seen) if more is None else position + more
+                    nursery.start_soon(cut_at, server, position, total)
+
+        agents = {"above": above, "below": below}
+        many: dict[str, Any] = {"max_connections_per_user": 1000}
+        async with open_server(tmp_path, agents, (look,), **many) as server:
+            async with server.chat() as whole:
+                await whole.subscribe()
+                running = await whole.start("go", "above")
+                queued = await whole.start("tokens=5")
+                await whole.until(lambda: len(whole.raw_events) > 20, "it waits")
+                await cut_everywhere(server, range(1, len(whole.raw_events) + 1), 5)
+                await whole.finished(running)
+                await whole.finished(queued)
+                seen.extend(whole.raw_events)
+                check_agui(whole.events)
+            await cut_everywhere(server, range(len(seen) + 1), None)
+        async with open_server(tmp_path, agents, (look,), **many) as server:
+            await cut_everywhere(server, range(len(seen) + 1), None)
+        assert len(cut) > 20 + 2 * len(seen)
+        assert [got for got in cut if got != seen[: len(got)]] == []
 
     async def test_of_a_log_larger_than_memory_has_no_gap(self, tmp_path: Path) -> None:
         """A journal keeps 256 KiB; the rest comes from the database while the run goes on."""

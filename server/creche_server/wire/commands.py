@@ -111,6 +111,12 @@ class RunCancel(msgspec.Struct, frozen=True):
     reason: Literal["user"] = "user"
 
 
+class TreeGet(msgspec.Struct, frozen=True):
+    """Tell me what a run, or each of this thread's, does right now."""
+
+    run_id: RunId | None = None
+
+
 class StateGet(msgspec.Struct, frozen=True):
     """Tell me what was said on this thread in its latest runs, or in those before a run."""
 
@@ -118,7 +124,7 @@ class StateGet(msgspec.Struct, frozen=True):
     before: RunId | None = None
 
 
-Command = Subscribe | Unsubscribe | RunStart | RunCancel | StateGet
+Command = Subscribe | Unsubscribe | RunStart | RunCancel | TreeGet | StateGet
 
 COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
     {
@@ -126,6 +132,7 @@ COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
         "subscription.unsubscribe": Unsubscribe,
         "run.start": RunStart,
         "run.cancel": RunCancel,
+        "agent.getTree": TreeGet,
         "state.get": StateGet,
     },
 )

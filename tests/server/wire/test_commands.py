@@ -18,6 +18,7 @@ from creche_server.wire.commands import (
     RunStart,
     StateGet,
     Subscribe,
+    TreeGet,
     Unsubscribe,
     WireError,
     decode_command,
@@ -55,6 +56,8 @@ class TestAGoodCommand:
                 {"run_id": "r", "wait": True, "reason": "user"},
                 RunCancel(run_id="r", wait=True),  # type: ignore[arg-type]
             ),
+            ("agent.getTree", {}, TreeGet()),
+            ("agent.getTree", {"run_id": "r"}, TreeGet(run_id="r")),  # type: ignore[arg-type]
             ("state.get", {}, StateGet()),
             ("state.get", {"namespaces": [], "of": "a newer client"}, StateGet()),
         ],
