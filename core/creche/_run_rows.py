@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Final
 
 from creche._errors import CrecheError, StoreUnavailableError
+from creche._failures import identity
 from creche._journal import Journal
 from creche._messages import Message, text_of
 from creche._outcome import Receipt, RunOutcome
 from creche._run_life import RunLife
 from creche._statistics import RunStatistics
 from creche._store import NewThread, RunRecord, RunStatus, Store, StoredMessage
+
+_log: Final = logging.getLogger("creche.runs")
 
 _TITLE_LENGTH: Final = 80  # characters
 
@@ -79,4 +83,9 @@ async def why_refused(store: Store, life: RunLife, error: StoreUnavailableError)
     with contextlib.suppress(Exception):  # a store that is away does not know, either
         if await store.run(life.context.user_id, life.context.run_id) is not None:
             return CrecheError(f"run {life.context.run_id!r} has been: a run id is for one run")
+    # The writer could not know whose fault it is, so it is told here.
+    _log.warning(
+        "a commit failed and its run was not started",
+        extra={**identity(life.context), "error": repr(error.__cause__ or error)},
+    )
     return error

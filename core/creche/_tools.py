@@ -122,8 +122,10 @@ def tools_in(found: object, where: str) -> tuple[Tool, ...]:
 
 def tools_or_names_in(found: object, where: str) -> tuple[Tool | str, ...]:
     """The same where a tool may be named. Raises TypeError."""
-    what = {Tool: "a tool", str: "a name"}.get(type(found))
-    if what is None and callable(found):
+    what: str | None = None
+    if isinstance(found, (Tool, str)):
+        what = "a tool" if isinstance(found, Tool) else "a name"
+    elif callable(found):
         what = "a function"
     listed = _listed(found, where, "tools", what, f"({_called(found)},)")
     for item in listed:

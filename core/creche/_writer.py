@@ -259,7 +259,8 @@ class Writer:
             _log_failure(commit, error, delay)
             return
         del self._ailing[source]
-        # It need not be the store's fault: a run's id may have been used before.
+        # It need not be the store's fault: a run's id may have been used before. Whoever asked
+        # for it knows.
         _log.info("a commit was not taken, and who asked for it was told", extra=_of(commit, error))
 
     def _postpone(self, source: Source, commit: Commit, why: object) -> None:
