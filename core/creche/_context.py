@@ -197,12 +197,15 @@ def frozen(value: Any) -> Any:
         return tuple(map(frozen, cast("Sequence[Any]", value)))
     if isinstance(value, (set, frozenset)):
         return frozenset(map(frozen, cast("AbstractSet[Any]", value)))
-    zone = value.tzinfo if type(value) in {datetime, time} else None
-    for item, allowed in ((value, _PLAIN), (zone, _TIME_ZONES)):
-        if type(item) not in allowed:
-            msg = f"metadata must be plain data, and has a {type(item).__qualname__}"
-            raise InvalidContextError(msg)
-    return value
+    _check_plain(value, _PLAIN)
+    _check_plain(getattr(value, "tzinfo", None), _TIME_ZONES)
+    return cast("object", value)
+
+
+def _check_plain(value: object, allowed: AbstractSet[object]) -> None:
+    if type(value) not in allowed:
+        msg = f"metadata must be plain data, and has a {type(value).__qualname__}"
+        raise InvalidContextError(msg)
 
 
 def _exact_key(key: object) -> str:
