@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from types import BuiltinFunctionType, FunctionType, WrapperDescriptorType
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 Instance = TypeVar("Instance")
 
@@ -46,9 +46,10 @@ def make_instance(agent_class: type[Instance]) -> Instance:
     return made
 
 
-def _is_trusted(owner: type, found: Any) -> bool:
+def _is_trusted(owner: type, found: object) -> bool:
     """Whether Python or a maker of classes wrote it, by where its code comes from."""
-    function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+    is_bound = issubclass(type(found), (staticmethod, classmethod))
+    function: object = getattr(found, "__func__", None) if is_bound else found
     if isinstance(function, (BuiltinFunctionType, WrapperDescriptorType)):
         return True  # that of `object` or of another type that is written in C
     if not isinstance(function, FunctionType) or hasattr(function, "__wrapped__"):

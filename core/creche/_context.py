@@ -197,14 +197,15 @@ def frozen(value: Any) -> Any:
         return tuple(map(frozen, cast("Sequence[Any]", value)))
     if isinstance(value, (set, frozenset)):
         return frozenset(map(frozen, cast("AbstractSet[Any]", value)))
-    for kind, allowed in (
-        (type(cast("object", value)), _PLAIN),
-        (type(getattr(value, "tzinfo", None)), _TIME_ZONES),
-    ):
-        if kind not in allowed:
-            msg = f"metadata must be plain data, and has a {kind.__qualname__}"
-            raise InvalidContextError(msg)
+    _check_plain(value, _PLAIN)
+    _check_plain(getattr(value, "tzinfo", None), _TIME_ZONES)
     return cast("object", value)
+
+
+def _check_plain(value: object, allowed: AbstractSet[object]) -> None:
+    if type(value) not in allowed:
+        msg = f"metadata must be plain data, and has a {type(value).__qualname__}"
+        raise InvalidContextError(msg)
 
 
 def _exact_key(key: object) -> str:

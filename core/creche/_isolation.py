@@ -216,14 +216,13 @@ def assert_isolated(items: Iterable[object], *, infrastructure: Iterable[object]
 
 
 def _is_atom(item: object) -> bool:
-    kind: type = type(item)
-    if kind in _ATOMS or kind is object:
+    if type(item) in _ATOMS or type(item) is object:
         return True
     # Members of enums have values; and what can have attributes may be given some.
     return (
-        issubclass(kind, _ATOMS)
-        and not issubclass(kind, enum.Enum)
-        and not _takes_attributes(kind, _ATOMS)
+        issubclass(type(item), _ATOMS)
+        and not issubclass(type(item), enum.Enum)
+        and not _takes_attributes(type(item), _ATOMS)
     )
 
 
@@ -232,19 +231,20 @@ def is_frozen(item: object) -> bool:
 
     What can be hung on it all the same is looked at by itself.
     """
-    kind: type = type(item)
     if isinstance(item, FunctionType):
         return True
-    if issubclass(kind, _GROWING) or has_cached_property(kind):
+    if issubclass(type(item), _GROWING) or has_cached_property(type(item)):
         return False
-    if issubclass(kind, enum.Enum):
+    if issubclass(type(item), enum.Enum):
         return True
-    if issubclass(kind, _FROZEN):
-        return kind in _FROZEN or not (_attributes_of(item) or _adds_slots(kind, _FROZEN))
+    if issubclass(type(item), _FROZEN):
+        return type(item) in _FROZEN or not (
+            _attributes_of(item) or _adds_slots(type(item), _FROZEN)
+        )
     # Of the class itself: one below a frozen dataclass need not be one.
-    parameters = vars(kind).get("__dataclass_params__")
-    config = getattr(kind, "__struct_config__", None)  # msgspec's, which is inherited
-    of_attrs = vars(kind).get("__attrs_props__")
+    parameters = vars(type(item)).get("__dataclass_params__")
+    config = getattr(type(item), "__struct_config__", None)  # msgspec's, which is inherited
+    of_attrs = vars(type(item)).get("__attrs_props__")
     return bool(
         getattr(parameters, "frozen", False)
         or getattr(config, "frozen", False)
