@@ -19,6 +19,7 @@ from creche._audit_chain import (
 )
 from creche._audit_sinks import AuditQuery, AuditSink, JsonlSink, Kept, MemorySink
 from creche._barrier import leaves, split
+from creche._budget import Allowance, DaySpending, Price, Spending, Usd
 from creche._class_guard import IsolationViolationError
 from creche._context import (
     ConnectionId,
@@ -42,6 +43,7 @@ from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
+    BudgetExceededError,
     CommitInDoubtError,
     ConnectionMismatchError,
     CrecheError,
@@ -93,6 +95,7 @@ from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import Run
 from creche._run_context import RunContext
+from creche._spending import Budget
 from creche._statistics import RunStatistics
 from creche._steps import Step, SubagentResult
 from creche._store import (
@@ -120,6 +123,7 @@ __all__ = [
     "AgentClassRegistry",
     "AgentDescription",
     "AgentInput",
+    "Allowance",
     "Approval",
     "ApprovalRequest",
     "Approver",
@@ -132,6 +136,8 @@ __all__ = [
     "AuditSink",
     "AuditTamperedError",
     "AuditUnavailableError",
+    "Budget",
+    "BudgetExceededError",
     "CancelReason",
     "Chunk",
     "Commit",
@@ -139,6 +145,7 @@ __all__ = [
     "ConnectionId",
     "ConnectionMismatchError",
     "CrecheError",
+    "DaySpending",
     "DrainingError",
     "EmitterClosedError",
     "Entry",
@@ -169,6 +176,7 @@ __all__ = [
     "ModelPart",
     "NamesAgent",
     "NewThread",
+    "Price",
     "Receipt",
     "RequestId",
     "Run",
@@ -183,6 +191,7 @@ __all__ = [
     "Span",
     "SpanEnd",
     "SpanStart",
+    "Spending",
     "Step",
     "StopFlag",
     "StopMeans",
@@ -217,6 +226,7 @@ __all__ = [
     "Tracer",
     "UnknownAgentError",
     "Usage",
+    "Usd",
     "UserExecutionContext",
     "UserId",
     "UserMessage",

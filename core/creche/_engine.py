@@ -13,6 +13,7 @@ from creche import _events as events
 from creche._ambient import look_around
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._context import UserExecutionContext, logged_as
+from creche._days import check_day, learn_day
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
 from creche._ending import Ending
@@ -75,7 +76,7 @@ class ExecutionEngine:
         self._infrastructure = infrastructure
         self._journal = journal
         self._limits = infrastructure.limits
-        self._quotas = quotas or ToolQuotas(infrastructure.limits)
+        self._quotas = quotas or ToolQuotas(infrastructure.limits, infrastructure.clock)
         self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
         self._spans = Spans.of_run(infrastructure.tracer, life.context, life.why_cancelled)
@@ -131,14 +132,15 @@ class ExecutionEngine:
 
         Raises UnknownAgentError, ValueError for an empty input, StoreUnavailableError if it could
         not even be started, ThreadDeletedError, LimitExceededError past `Limits.runs_per_thread`
-        (audited, or AuditUnavailableError is raised), and CrecheError within a run on that very
-        thread, which would wait for itself.
+        or what its user may spend in a day (audited, or AuditUnavailableError is raised), and
+        CrecheError within a run on that very thread, which would wait for itself.
         """
         name = agent if isinstance(agent, str) else agent.agent_name
         self._infrastructure.registry.describe(name)
         asked = as_messages(state)
         self._check_unspent()
         self._life.agent = name
+        await check_day(self._infrastructure, self._quotas, self._life.context)
         async with self._turn():
             try:
                 await propose_run(self._journal, self._life, asked)
@@ -208,6 +210,7 @@ class ExecutionEngine:
         if life.queued_for > _WORTH_TELLING:
             self._voice.queued(round(life.queued_for * 1000))
         with self._quotas.share(life.context.user_id) as share:
+            life.budgets.begin(self._limits.of_a_run, self._infrastructure.prices, share.day)
             try:
                 with logged_as(life.context):
                     await self._watched(ending, share, history)
@@ -294,6 +297,7 @@ class ExecutionEngine:
         async with trio.open_nursery() as nursery:
             life.nursery = nursery  # creche: shared with its own run; None again after it
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
+            await learn_day(self._infrastructure.store, share.day, life.context.user_id)
             if sources:
                 nursery.start_soon(self._answer_amid, sources, tools, ending, share, history)
             else:
@@ -346,6 +350,7 @@ class ExecutionEngine:
             audit=infrastructure.audit,
             tally=ending.tools,
             activities=life.activities,
+            budgets=life.budgets,
             spans=spans,
         )
         return RunContext(
@@ -389,6 +394,8 @@ class ExecutionEngine:
         if life.reason == "deadline":
             timeout = self._limits.run_timeout
             _log.warning("a run took longer than %g s", timeout, extra=dict(identity(life.context)))
+        if life.reason == "budget":
+            _log.warning("a run %s", life.budgets.over, extra=dict(identity(life.context)))
         if ending.failure is not None:
             log_failure(_log, "a run", ending.failure, life.context)
             note_mix_up_of(self._infrastructure.audit, ending.failure, "run", life.context)
@@ -429,7 +436,8 @@ class ExecutionEngine:
         life = self._life
         last_seq = self._journal.last_seq + 1
         record = run_record(life, outcome.status, outcome=outcome, last_seq=last_seq)
-        self._voice.end(terminal_event(life.context, outcome, usage), record)
+        spent = tuple(life.budgets.by_day.items())
+        self._voice.end(terminal_event(life.context, outcome, usage), record, spent)
         return last_seq
 
     async def _commit_the_end(self, seq: int) -> None:

@@ -9,8 +9,10 @@ from types import MappingProxyType
 from creche._agents import Agent, AgentClassRegistry
 from creche._approval import Approver
 from creche._audit import SecurityAudit
+from creche._budget import Price
 from creche._limits import Limits
 from creche._models import Model
+from creche._quotas import Clock, utc_now
 from creche._store import MemoryStore, Store
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tool_sources import ToolSource
@@ -33,6 +35,10 @@ class Infrastructure:
     each call of an `approval=True` tool; without one such calls are refused. `tracer` is told of
     the spans of runs; without one, nobody is.
 
+    `prices` are those of models by their own names (`Model.name`); where a limit or a budget is in
+    USD, only models that have one can be asked. `clock` says what time it is, in UTC, and so which
+    day a user's spending counts for.
+
     Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there,
     and for two tools of one name.
     """
@@ -49,6 +55,8 @@ class Infrastructure:
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None
     tracer: Tracer | None = None
+    prices: Mapping[str, Price] = dataclasses.field(default_factory=dict[str, Price])
+    clock: Clock = utc_now
     registry: AgentClassRegistry = dataclasses.field(init=False)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
     _sources_of: Mapping[str, Mapping[str, ToolSource]] = dataclasses.field(init=False, repr=False)
@@ -58,6 +66,7 @@ class Infrastructure:
         object.__setattr__(self, "tool_sources", MappingProxyType(dict(self.tool_sources)))
         check_names((tool.name for tool in self.tools), "an infrastructure")
         object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
+        object.__setattr__(self, "prices", MappingProxyType(dict(self.prices)))
         agents = self.agents
         registry = agents if isinstance(agents, AgentClassRegistry) else AgentClassRegistry(agents)
         registry.freeze()

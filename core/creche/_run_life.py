@@ -6,6 +6,7 @@ Owned by the run's own task: the supervisor's, or that of who opened an engine.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,6 +17,7 @@ from creche._activities import Activities
 from creche._context import UserExecutionContext
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
+from creche._spending import Budgets
 from creche._store import RunStatus, now
 from creche._task_tree import count_tasks
 
@@ -40,6 +42,7 @@ class RunLife:
         self.outcome: RunOutcome | None = None
         self.refusal: Exception | None = None  # why its rows were not committed
         self.activities = Activities()
+        self.budgets = Budgets(functools.partial(self.cancel, "budget"))
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
         self.turn_at: float | None = None  # trio time

@@ -13,6 +13,7 @@ import trio
 from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
+from creche._days import check_day
 from creche._engine import ExecutionEngine
 from creche._errors import (
     CrecheError,
@@ -48,7 +49,7 @@ class Supervisor:
     ) -> None:
         self.infrastructure = infrastructure
         self.journals = journals
-        self.quotas = ToolQuotas(infrastructure.limits)
+        self.quotas = ToolQuotas(infrastructure.limits, infrastructure.clock)
         self._nursery = nursery  # creche: shared it is the runs' own; open_supervisor opens it
         # {user: {run id: run}}, each in the order of asking; an entry *is* `_listed`.
         self._runs: dict[UserId, dict[RunId, RunLife]] = {}
@@ -89,12 +90,14 @@ class Supervisor:
 
         Raises UnknownAgentError, DrainingError, LimitExceededError, ValueError for an empty
         input; a limit that is hit is audited, and AuditUnavailableError raised if it cannot be.
+        Where there is a limit for a user's day, StoreUnavailableError if it cannot be looked up.
         """
         self.infrastructure.registry.describe(agent)
         asked = as_messages(state)
         self._check_taking()
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
+        await check_day(self.infrastructure, self.quotas, context)
         try:
             life = RunLife(context, agent, disconnect_grace=disconnect_grace)
             await self._nursery.start(self._serve, life, asked)

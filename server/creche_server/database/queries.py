@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import BindParameter, Insert, Select, Table, bindparam, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from creche_server.database.tables import chunks, messages, runs, threads
+from creche_server.database.tables import chunks, messages, runs, spending, threads
 
 # Both spell "on conflict" alike; SQLAlchemy has no common class for them.
 DialectInsert = Callable[[Table], postgresql.Insert] | Callable[[Table], sqlite.Insert]
@@ -74,6 +74,11 @@ CHUNKS: Final = (
     .order_by(chunks.c.first_seq)
     .limit(given("most"))
 )
+SPENDING: Final = select(
+    spending.c.tokens,
+    spending.c.micro_usd,
+    spending.c.tool_calls,
+).where(spending.c.user_id == given("user"), spending.c.day == given("day"))
 UNFINISHED_RUNS: Final = select(runs).where(runs.c.last_seq.is_(None)).order_by(runs.c.id)
 _THREAD_OF_ANOTHER: Final = exists().where(
     threads.c.thread_id == given("wanted"),
@@ -144,4 +149,16 @@ def record_runs(dialect_insert: DialectInsert) -> Insert:
     return recording.on_conflict_do_update(
         index_elements=[runs.c.user_id, runs.c.run_id],
         set_={name: recording.excluded[name] for name in _RUN_CHANGES},
+    )
+
+
+def add_spending(dialect_insert: DialectInsert) -> Insert:
+    """Add to what users spent on a day."""
+    adding = dialect_insert(spending)
+    return adding.on_conflict_do_update(
+        index_elements=[spending.c.user_id, spending.c.day],
+        set_={
+            name: spending.c[name] + adding.excluded[name]
+            for name in ("tokens", "micro_usd", "tool_calls")
+        },
     )
