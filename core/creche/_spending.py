@@ -5,6 +5,8 @@ that opened it, and for the tasks in nurseries that were opened within its block
 variable and no stack says so; each question is answered from where the spending task stands.
 """
 
+# ruff: noqa: SLF001  a budget and those around it are one idea
+
 from __future__ import annotations
 
 import contextlib
@@ -38,24 +40,33 @@ class Bounded(Protocol):
     def limit(self) -> Allowance: ...
     @property
     def spent(self) -> Spending: ...
-    @property
-    def left(self) -> Allowance: ...
 
 
 class Budget:
     """What a block of a run may spend, and has; see `RunContext.budget`."""
 
-    def __init__(self, wanted: Allowance, outer: Bounded | None = None) -> None:
-        """`outer` is the next one around it, of which it can have what is left at most."""
+    def __init__(
+        self, wanted: Allowance, outer: Budget | None = None, day: DayShare | None = None
+    ) -> None:
+        """`outer` is the next one around it, of which it can have what is left at most.
+
+        The day of the user is around all of them, but the next may begin while they are open.
+        """
         self._outer = outer
-        self.limit = wanted if outer is None else tightest(wanted, outer.left)
+        self._day = day
+        self.limit = wanted if outer is None else tightest(wanted, outer._left_in_the_run)
         self.spent = Spending()
 
     @property
     def left(self) -> Allowance:
-        """What may yet be spent in it: by those around it, too."""
+        """What may yet be spent in it: by those around it, and by its user's day, too."""
+        own = self._left_in_the_run
+        return own if self._day is None else tightest(own, self._day.left)
+
+    @property
+    def _left_in_the_run(self) -> Allowance:
         own = self.limit.less(self.spent)
-        return own if self._outer is None else tightest(own, self._outer.left)
+        return own if self._outer is None else tightest(own, self._outer._left_in_the_run)
 
     def __repr__(self) -> str:
         return f"<Budget of {self.limit}, {self.spent}>"
@@ -91,14 +102,14 @@ class Budgets:
     def begin(self, limit: Allowance, prices: Mapping[str, Price], day: DayShare) -> None:
         """The run begins: from here on it has its own budget, and its user's day."""
         self._prices, self._day = prices, day
-        self.run = Budget(limit, day)
+        self.run = Budget(limit, day=day)
         self._limited = not (limit.is_none and day.limit.is_none)
 
     @contextlib.contextmanager
     def opened(self, wanted: Allowance) -> Iterator[Budget]:
         """See `RunContext.budget`."""
         around = self._around()
-        budget = Budget(wanted, around[-1].budget if around else self.run)
+        budget = Budget(wanted, around[-1].budget if around else self.run, self._day)
         place = self._open[budget] = _Open(budget)
         try:
             with place.scope:
