@@ -157,6 +157,9 @@ class Allowance:
         return self.exceeded_by(spent) or next(used_up, None)
 
 
+NO_LIMIT: Final = Allowance()
+
+
 def _less(limit: int | None, spent: int) -> int | None:
     return None if limit is None else max(0, limit - spent)
 

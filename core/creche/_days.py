@@ -10,7 +10,6 @@ from creche._auditing import record_limit
 from creche._budget import in_words
 from creche._context import UserExecutionContext, UserId
 from creche._errors import LimitExceededError, StoreUnavailableError
-from creche._limits import Limits
 from creche._quotas import DayShare, ToolQuotas
 from creche._store import Store
 
@@ -20,8 +19,6 @@ _log: Final = logging.getLogger("creche.days")
 class DayInfrastructure(Protocol):
     """What is wanted of an `Infrastructure`."""
 
-    @property
-    def limits(self) -> Limits: ...
     @property
     def store(self) -> Store: ...
     @property
@@ -37,7 +34,7 @@ async def check_day(
     until midnight UTC (it is audited, or AuditUnavailableError raised), and StoreUnavailableError
     if the store cannot say.
     """
-    if infrastructure.limits.of_a_day.is_none:
+    if quotas.of_a_day.is_none:
         return
     with quotas.share(context.user_id) as share:
         try:

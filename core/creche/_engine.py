@@ -252,11 +252,10 @@ class ExecutionEngine:
             watching.cancel()
 
     async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
-        """Tell the end of a run whose cleanup takes longer than it may."""
+        """End models that are silent for too long, and tell the end of a run that overruns."""
         life = self._life
         try:
-            with trio.move_on_at(life.scope.deadline):
-                await life.ending.wait()
+            await life.silences.watch(life.ending, until=life.scope.deadline)
             life.note_ending(life.scope.deadline)
         except trio.Cancelled:  # from outside, without a word
             life.reason = life.reason or "shutdown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final, cast
 
-from creche._budget import Allowance, Usd, as_count, as_usd
+from creche._budget import NO_LIMIT, Allowance, Usd, as_count, as_usd
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -87,6 +87,8 @@ class Limits:
     @property
     def of_a_run(self) -> Allowance:
         """What a run may spend on models; its tool calls have a limit of their own."""
+        if self.run_tokens is None and self.run_usd is None:
+            return NO_LIMIT  # which most have, and each run asks
         return Allowance.of_numbers(self.run_tokens, self.run_usd)
 
     @property

@@ -126,6 +126,7 @@ class ToolQuotas:
     def __init__(self, limits: Limits, clock: Clock = utc_now) -> None:
         self._limits = limits
         self._clock = clock
+        self.of_a_day = limits.of_a_day
         self._held: dict[UserId, ToolShare] = {}  # an entry *is* `share`
         self._stuck: dict[UserId, ToolShare] = {}  # held no more, but with abandoned threads
         self._paid_at: dict[UserId, float] = {}  # of those that are neither
@@ -157,7 +158,7 @@ class ToolQuotas:
     def _made(self, user_id: UserId) -> ToolShare:
         paid_at = self._paid_at.pop(user_id, -math.inf)
         rate = Rate(self._limits.tool_calls_per_minute, paid_at)
-        day = DayShare(self._limits.of_a_day, self._clock)
+        day = DayShare(self.of_a_day, self._clock)
         return ToolShare(rate, day, trio.CapacityLimiter(self._limits.tool_threads))
 
     def _let_go(self, user_id: UserId) -> None:

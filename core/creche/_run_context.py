@@ -108,6 +108,7 @@ class RunContext:
             self._tally,
             self._life.activities,
             self._life.budgets,
+            self._life.silences,
             limits=self.limits,
             spans=self.spans,
             asking=self._asking,

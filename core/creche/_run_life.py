@@ -17,6 +17,7 @@ from creche._activities import Activities
 from creche._context import UserExecutionContext
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
+from creche._silence import Silences
 from creche._spending import Budgets
 from creche._store import RunStatus, now
 from creche._task_tree import count_tasks
@@ -42,6 +43,7 @@ class RunLife:
         self.outcome: RunOutcome | None = None
         self.refusal: Exception | None = None  # why its rows were not committed
         self.activities = Activities()
+        self.silences = Silences()
         self.budgets = Budgets(functools.partial(self.cancel, "budget"))
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on

@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from creche._budget import (
+    NO_LIMIT,
     OF_A_MODEL,
     OF_A_TOOL,
     Allowance,
@@ -94,7 +95,7 @@ class Budgets:
         self._day: DayShare | None = None
         self._prices: Mapping[str, Price] = {}
         self._limited = False  # whether anything but `_open` limits the run
-        self.run = Budget(Allowance())
+        self.run = Budget(NO_LIMIT)
         self.over: str | None = None  # why the run was ended
         self.unpriced = 0  # answers of models that have no price
         self.by_day: dict[date, Spending] = {}

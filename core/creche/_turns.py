@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 import trio
@@ -13,6 +12,7 @@ from creche._errors import ModelError
 from creche._limits import Limits
 from creche._messages import Message
 from creche._models import Model, ModelPart, ToolSpec, Usage
+from creche._silence import Silence, Silences
 from creche._spending import Budgets
 from creche._statistics import Tally
 from creche._tracing import SpanBlock, Spans
@@ -46,6 +46,7 @@ class TurnModel:
         tally: Tally,
         activities: Activities,
         budgets: Budgets,
+        silences: Silences,
         *,
         limits: Limits,
         spans: Spans,
@@ -56,6 +57,7 @@ class TurnModel:
         self._tally = tally
         self._activities = activities
         self._budgets = budgets
+        self._silences = silences
         self._limits = limits
         self._spans = spans
         self._asking = asking
@@ -87,13 +89,11 @@ class TurnModel:
                 self._asking.remove(asked)
 
     @contextlib.contextmanager
-    def _in_time(self) -> Iterator[_Silence]:
+    def _in_time(self) -> Iterator[Silence]:
         """The block of one call, and its deadlines."""
         limits = self._limits
         with trio.move_on_after(limits.turn_timeout) as turn:
-            silence = _Silence(limits.first_token_timeout, limits.idle_timeout)
-            with silence.scope:
-                silence.begin()
+            with self._silences.heard(limits.first_token_timeout, limits.idle_timeout) as silence:
                 yield silence
         if turn.cancelled_caught:
             msg = f"The model's answer took longer than {limits.turn_timeout:g} s and was stopped."
@@ -104,39 +104,3 @@ class TurnModel:
         if silence.scope.cancelled_caught:
             msg = f"The model did not begin to answer within {limits.first_token_timeout:g} s."
             raise ModelError(msg, code="first_token_timeout")
-
-
-class _Silence:
-    """How long a model may be silent: one scope, whose deadline is there while it is awaited."""
-
-    __slots__ = ("_allowed", "_idle", "_next", "parts", "scope")
-
-    def __init__(self, first: float, idle: float) -> None:
-        self.scope = trio.CancelScope()
-        self.parts = False  # whether any came
-        self._allowed = first  # seconds
-        self._idle = idle
-
-    def begin(self) -> None:
-        """The model is being asked: that counts, too."""
-        self.scope.deadline = trio.current_time() + self._allowed
-
-    def heard(self, stream: AsyncIterator[ModelPart]) -> AsyncIterator[ModelPart]:
-        """The stream is open; its parts as they come, each of them in time."""
-        self._allowed = max(0.0, self.scope.deadline - trio.current_time())
-        self.scope.deadline = math.inf
-        self._next = aiter(stream).__anext__
-        return self
-
-    def __aiter__(self) -> AsyncIterator[ModelPart]:
-        return self
-
-    async def __anext__(self) -> ModelPart:
-        self.scope.deadline = trio.current_time() + self._allowed
-        try:
-            part = await self._next()
-        finally:
-            self.scope.deadline = math.inf  # until the agent asks for the next one
-        self._allowed = self._idle
-        self.parts = True
-        return part

@@ -625,6 +625,7 @@ class TestSilence:
             (Halting(2, 1.9, 0.9, 0.9), None, 5.7),
             (Halting(2, 2.1), "first_token_timeout", 4.0),
             (Halting(0, 0, 0, 1.1), "idle_timeout", 1.0),
+            (Halting(0.5, 0.7, 0, 1.1), "idle_timeout", 2.2),
             (Halting(0, 3, 0.9, 1.1, 0), "idle_timeout", 4.9),
             (Halting(0, 3, *[0.9] * 9), "turn_timeout", 10.0),
         ],
@@ -648,6 +649,57 @@ class TestSilence:
             await trio.sleep(20)  # nothing of its deadlines is left
 
         await succeed(body, limits=limits, models={"default": model})
+
+    async def test_of_several_models_at_once_is_each_ones_own(
+        self, autojump_clock: MockClock
+    ) -> None:
+        models = {
+            "quick": Halting(0, *[0.9] * 5),
+            "slow": Halting(0, 3.9, 0.9),
+            "stuck": Halting(0.5, 4),
+            "late": Halting(0, 0.5, 1.5),
+        }
+        ended: dict[str, tuple[float, str | None]] = {}
+
+        async def body(run: RunContext) -> None:
+            begun = trio.current_time()
+
+            async def listen(name: str) -> None:
+                found = None
+                try:
+                    async with run.model(name).open_stream([], []) as stream:
+                        async for _ in stream:
+                            pass
+                except RunError as error:
+                    found = error.code
+                ended[name] = (round(trio.current_time() - begun, 3), found)
+
+            async with trio.open_nursery() as nursery:
+                for name in models:
+                    nursery.start_soon(listen, name)
+
+        await succeed(
+            body, limits=Limits(first_token_timeout=4, idle_timeout=1), models=dict(models)
+        )
+        assert ended == {
+            "quick": (4.5, None),
+            "slow": (4.8, None),
+            "stuck": (4.0, "first_token_timeout"),
+            "late": (1.5, "idle_timeout"),
+        }
+
+    async def test_without_any_time_is_over_at_once_and_keeps_nobody_busy(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def body(run: RunContext) -> None:
+            with pytest.raises(RunError) as caught:
+                async with run.model().open_stream([], []) as stream:
+                    async for _ in stream:
+                        pass
+            assert caught.value.code == "idle_timeout"
+
+        limits = Limits(idle_timeout=0)
+        await succeed(body, limits=limits, models={"default": Halting(0, 0.5, 5)})
 
     async def test_what_the_agent_does_between_parts_is_not_the_models_silence(
         self, autojump_clock: MockClock
