@@ -95,9 +95,9 @@ class Supervisor:
         self.infrastructure.registry.describe(agent)
         asked = as_messages(state)
         self._check_taking()
+        await check_day(self.infrastructure, self.quotas, context)
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
-        await check_day(self.infrastructure, self.quotas, context)
         try:
             life = RunLife(context, agent, disconnect_grace=disconnect_grace)
             await self._nursery.start(self._serve, life, asked)
