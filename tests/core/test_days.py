@@ -142,6 +142,18 @@ class TestOneRunAfterAnother:
         assert store.lost == 1
         assert (await store.spending(ADA, TODAY)).tokens == 10
 
+    async def test_is_counted_once_where_the_end_takes_several_commits(self) -> None:
+        async def talks(run: RunContext) -> None:
+            run.spent("m", Usage(10, 0))
+            for _ in range(8):
+                await run.emit.text("x" * 1000)
+
+        store = MemoryStore()
+        made = made_of(Limits(commit_bytes=1500), store=store, talks=talks)
+        async with open_supervisor(made) as supervisor:
+            await (await supervisor.start(context(), "talks", "x")).ended()
+        assert (await store.spending(ADA, TODAY)).tokens == 10
+
     async def test_a_store_that_cannot_say_starts_nothing(self) -> None:
         class Away(MemoryStore):
             async def spending(self, user_id: UserId, day: date) -> Spending:
@@ -194,6 +206,21 @@ class TestRunsAtOnce:
         assert outcomes[2].receipt.budget is not None
         assert said in outcomes[2].receipt.budget
         assert (await store.spending(ADA, TODAY)).tokens == 30
+
+    async def test_are_counted_once_though_the_store_is_asked_amid_them(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def lasts(run: RunContext) -> None:
+            await after(0, 10, run)
+            await trio.sleep(10)
+
+        made = made_of(Limits(tokens_per_user_per_day=35), lasts=lasts, ten=spends(10))
+        async with open_supervisor(made) as supervisor:
+            first = await supervisor.start(context(thread="thread-b"), "lasts", "x")
+            for _ in range(2):
+                run = await supervisor.start(context(), "ten", "x")
+                assert (await run.ended()).receipt.reason == "success"
+            assert (await first.ended()).receipt.reason == "success"
 
     async def test_make_exactly_as_many_tool_calls_as_they_may(
         self, autojump_clock: MockClock
