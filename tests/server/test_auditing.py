@@ -384,7 +384,7 @@ CASES: tuple[Case, ...] = (
         asks("state.get", "invalid_argument", before="a\nb"),
         "run",
         "state.get",
-        "before must not contain control characters",
+        "before must not contain control characters (U+000A)",
     ),
     Case("invalid_context", asks_over_http_for_what_was_before_none, "run none", STATE, "refused"),
     Case("invalid_context", makes_no_thread, "thread undefined", "POST /threads", "refused"),
