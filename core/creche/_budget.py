@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
+from types import MappingProxyType
 from typing import Final, Literal
 
 MICRO: Final = 1_000_000
@@ -17,7 +18,10 @@ MICRO: Final = 1_000_000
 Kind = Literal["tokens", "usd", "tool_calls"]
 Usd = Decimal | int | float | str  # a float is taken as it is written: 0.1 is a tenth
 
-_WORDS: Final[Mapping[Kind, str]] = {"tokens": "tokens", "usd": "USD", "tool_calls": "tool calls"}
+_WORDS: Final[Mapping[Kind, str]] = MappingProxyType(
+    {"tokens": "tokens", "usd": "USD", "tool_calls": "tool calls"}
+)
+KINDS: Final[tuple[Kind, ...]] = ("tokens", "usd", "tool_calls")
 OF_A_MODEL: Final[frozenset[Kind]] = frozenset({"tokens", "usd"})
 OF_A_TOOL: Final[frozenset[Kind]] = frozenset({"tool_calls"})
 
@@ -146,15 +150,23 @@ class Allowance:
 
     def exceeded_by(self, spent: Spending) -> Kind | None:
         """What there is too much of, if anything."""
-        return next((kind for kind in _WORDS if _over(self.of(kind), spent.of(kind))), None)
+        for kind in KINDS:
+            if _over(self.of(kind), spent.of(kind)):
+                return kind
+        return None
 
     def leaves_nothing(self, spent: Spending, kinds: Collection[Kind]) -> Kind | None:
         """What is used up, so that a call that spends of these kinds may not begin, if anything.
 
         A budget that is exceeded, in whatever, lets nothing begin.
         """
-        used_up = (kind for kind in kinds if _over(self.of(kind), spent.of(kind) + 1))
-        return self.exceeded_by(spent) or next(used_up, None)
+        exceeded = self.exceeded_by(spent)
+        if exceeded is not None:
+            return exceeded
+        for kind in KINDS:
+            if kind in kinds and _over(self.of(kind), spent.of(kind) + 1):
+                return kind
+        return None
 
 
 NO_LIMIT: Final = Allowance()

@@ -15,7 +15,7 @@ from typing import Final
 
 import trio
 
-from creche._budget import Allowance, Kind, Spending
+from creche._budget import KINDS, Allowance, Kind, Spending
 from creche._context import UserId
 from creche._limits import Limits
 
@@ -91,8 +91,7 @@ class DayShare:
 
     def used_up(self) -> Kind | None:
         """What the user can spend no more of today, if anything."""
-        kinds: tuple[Kind, ...] = ("tokens", "usd", "tool_calls")
-        return self.limit.leaves_nothing(self.spent, kinds)
+        return self.limit.leaves_nothing(self.spent, KINDS)
 
     def until_midnight(self) -> float:
         """Seconds until the next day begins."""

@@ -27,6 +27,7 @@ class Silence:
     __slots__ = ("_allowed", "_idle", "_next", "_since", "parts", "scope")
 
     def __init__(self, first: float, idle: float) -> None:
+        """`first` is until the first part, which is awaited from now on; `idle` between parts."""
         self.scope = trio.CancelScope()
         self.parts = False  # whether any came
         self._allowed = first
@@ -62,26 +63,22 @@ class Silence:
 
 
 class Silences:
-    """Those of one run. An entry *is* `heard`."""
+    """Those of one run. An entry *is* `during`."""
 
     def __init__(self) -> None:
         self._open: dict[Silence, None] = {}
         self._asleep: trio.CancelScope | None = None  # the watcher, until its deadline
 
     @contextlib.contextmanager
-    def heard(self, first: float, idle: float) -> Iterator[Silence]:
-        """A model is listened to in this block, which is ended when it is silent for too long.
-
-        `first` and `idle` are the seconds until the first part, and between parts.
-        """
-        silence = Silence(first, idle)
+    def during(self, silence: Silence) -> Iterator[None]:
+        """A model is listened to in this block, which is ended when it is silent for too long."""
         self._open[silence] = None
         if self._asleep is not None:
             due = silence.earliest(trio.current_time())
             self._asleep.deadline = min(self._asleep.deadline, due)
         try:
             with silence.scope:
-                yield silence
+                yield
         finally:
             del self._open[silence]
 

@@ -92,8 +92,9 @@ class TurnModel:
     def _in_time(self) -> Iterator[Silence]:
         """The block of one call, and its deadlines."""
         limits = self._limits
+        silence = Silence(limits.first_token_timeout, limits.idle_timeout)
         with trio.move_on_after(limits.turn_timeout) as turn:
-            with self._silences.heard(limits.first_token_timeout, limits.idle_timeout) as silence:
+            with self._silences.during(silence):
                 yield silence
         if turn.cancelled_caught:
             msg = f"The model's answer took longer than {limits.turn_timeout:g} s and was stopped."
