@@ -84,6 +84,7 @@ class Speaks:
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]
     ) -> AsyncIterator[AsyncIterator[ModelPart]]:
         """Return the parts."""
+        del messages, tools
 
         async def parts() -> AsyncIterator[ModelPart]:
             part = TextDelta("word ")
