@@ -10,11 +10,12 @@ shows what parts of it take, each by itself. Medians over the rounds' runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import platform
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 from statistics import median, quantiles
 
@@ -31,17 +32,27 @@ from creche import (
     Limits,
     MemoryStore,
     Message,
+    Model,
     ModelAgent,
+    ModelPart,
     RunContext,
     Supervisor,
+    TextDelta,
+    ToolSpec,
     UserExecutionContext,
     open_journals,
     open_supervisor,
 )
+from creche._activities import Activities
 from creche._class_guard import ClassWatch
 from creche._messages import as_messages
 from creche._run_life import RunLife
 from creche._run_rows import propose_run
+from creche._silence import Silences
+from creche._spending import Budgets
+from creche._statistics import Tally
+from creche._tracing import Spans
+from creche._turns import TurnModel
 
 
 class Nothing:
@@ -57,6 +68,30 @@ class Spawns:
     async def run(self, run: RunContext) -> None:
         """Spawn, once."""
         await run.spawn("nothing", "x")
+
+
+class Speaks:
+    """A model that says so many parts, and waits for nothing."""
+
+    name = "speaks"
+
+    def __init__(self, parts: int) -> None:
+        """Say `parts` of them."""
+        self._count = parts
+
+    @contextlib.asynccontextmanager
+    async def open_stream(
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec]
+    ) -> AsyncIterator[AsyncIterator[ModelPart]]:
+        """Return the parts."""
+        del messages, tools
+
+        async def parts() -> AsyncIterator[ModelPart]:
+            part = TextDelta("word ")
+            for _ in range(self._count):
+                yield part
+
+        yield parts()
 
 
 class Ordinary(ModelAgent):
@@ -134,6 +169,31 @@ async def through_an_engine(count: int) -> list[float]:
     return samples
 
 
+async def of_parts(count: int, *, in_time: bool) -> list[float]:
+    """Return the µs of hearing a part of a model's answer, in hundreds; or by itself."""
+    limits, model = Limits(), Speaks(count * 100)
+    if not in_time:
+        heard: Model = model
+    else:
+        heard = TurnModel(
+            model,
+            Tally(),
+            Activities(),
+            Budgets(lambda: None),
+            Silences(),
+            limits=limits,
+            spans=Spans.of_run(None, asked(0)),
+            asking=[],
+        )
+    async with heard.open_stream([], []) as parts:
+
+        async def hundred(_: int) -> None:
+            for _ in range(100):
+                await anext(parts)
+
+        return [sample / 100 for sample in await timed(count, hundred)]
+
+
 async def guarded(count: int) -> list[float]:
     """Return the µs of watching an ordinary agent's class, at a run's beginning and its end."""
     registry = AgentClassRegistry({"ordinary": Ordinary})
@@ -195,6 +255,8 @@ async def measure(count: int, rounds: int) -> list[Row]:
             ("validating a context", await of_a_context(count)),
             ("making an emitter", await of_an_emitter(count)),
             ("a nursery with one task, by itself", await of_a_nursery(count)),
+            ("a part of a model's answer, by itself", await of_parts(count, in_time=False)),
+            ("the same within the model's deadlines", await of_parts(count, in_time=True)),
         ):
             found.setdefault(what, []).extend(samples)
     return [Row(what, samples) for what, samples in found.items()]
@@ -208,7 +270,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         p99 = quantiles(row.samples, n=100)[98]
-        table.add_row(row.what, f"{median(row.samples):.1f}", f"{p99:.1f}")
+        table.add_row(row.what, f"{median(row.samples):.2f}", f"{p99:.2f}")
     console.print(table)
     console.print(
         f"{len(rows[0].samples):,} samples a row. Python {platform.python_version()}, "

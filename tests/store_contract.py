@@ -29,6 +29,7 @@ from creche import (
     RunId,
     RunRecord,
     RunStatus,
+    Spending,
     Store,
     StoredMessage,
     SystemMessage,
@@ -513,6 +514,34 @@ class StoreContract:
         assert await store.delete_thread(BOB, T1) is True
         assert await store.is_anothers("thread", T1, ADA) is False
         assert await store.is_anothers("run", "run-a", ADA) is False
+
+    async def test_what_a_user_spends_adds_up_by_day_and_outlives_the_thread(
+        self, store: Store
+    ) -> None:
+        today, tomorrow = NOON.date(), NOON.date() + timedelta(days=1)
+        some = Spending(tokens=10, micro_usd=2**40, tool_calls=1)
+        assert await store.spending(ADA, today) == Spending()
+        await store.commit(
+            [
+                commit(spent=((today, some), (tomorrow, Spending(tokens=1)))),
+                commit(thread=T2, spent=((today, some),)),
+                commit(BOB, spent=((today, Spending(tool_calls=7)),)),
+            ]
+        )
+        await store.commit([commit(opens=None, spent=((today, some),))])
+        assert await store.spending(ADA, today) == some + some + some
+        assert await store.spending(ADA, tomorrow) == Spending(tokens=1)
+        assert await store.spending(BOB, today) == Spending(tool_calls=7)
+        assert await store.delete_thread(ADA, T1) is True
+        assert await store.spending(ADA, today) == some + some + some
+
+    async def test_a_refused_commit_spends_nothing(self, store: Store) -> None:
+        spent = ((NOON.date(), Spending(tokens=10)),)
+        with pytest.raises(Exception):  # noqa: B017, PT011  whatever the medium raises
+            await store.commit(
+                [commit(spent=spent), commit(BOB, T2, opens=None, chunk=chunk(1, 1))]
+            )
+        assert await store.spending(ADA, NOON.date()) == Spending()
 
     async def test_an_empty_group_of_commits_is_nothing(self, store: Store) -> None:
         await store.commit([])

@@ -20,6 +20,7 @@ from creche._audit_chain import (
 )
 from creche._audit_sinks import AuditQuery, AuditSink, JsonlSink, Kept, MemorySink
 from creche._barrier import leaves, split
+from creche._budget import Allowance, DaySpending, Price, Spending, Usd
 from creche._class_guard import IsolationViolationError
 from creche._context import (
     ConnectionId,
@@ -44,6 +45,7 @@ from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
+    BudgetExceededError,
     BusyError,
     CommitInDoubtError,
     ConnectionMismatchError,
@@ -98,6 +100,7 @@ from creche._redaction import redact_text, redact_value
 from creche._run import Run
 from creche._run_context import RunContext
 from creche._run_tree import ActivityNode, RunTree, TaskNode
+from creche._spending import Budget
 from creche._statistics import RunStatistics
 from creche._steps import Step, SubagentResult
 from creche._store import (
@@ -126,6 +129,7 @@ __all__ = [
     "AgentClassRegistry",
     "AgentDescription",
     "AgentInput",
+    "Allowance",
     "Approval",
     "ApprovalRequest",
     "Approver",
@@ -138,6 +142,8 @@ __all__ = [
     "AuditSink",
     "AuditTamperedError",
     "AuditUnavailableError",
+    "Budget",
+    "BudgetExceededError",
     "BusyError",
     "CancelReason",
     "Chunk",
@@ -146,6 +152,7 @@ __all__ = [
     "ConnectionId",
     "ConnectionMismatchError",
     "CrecheError",
+    "DaySpending",
     "DrainingError",
     "EmitterClosedError",
     "Entry",
@@ -178,6 +185,7 @@ __all__ = [
     "MultitaskStrategy",
     "NamesAgent",
     "NewThread",
+    "Price",
     "Receipt",
     "RequestId",
     "Run",
@@ -193,6 +201,7 @@ __all__ = [
     "Span",
     "SpanEnd",
     "SpanStart",
+    "Spending",
     "Step",
     "StopFlag",
     "StopMeans",
@@ -228,6 +237,7 @@ __all__ = [
     "Tracer",
     "UnknownAgentError",
     "Usage",
+    "Usd",
     "UserExecutionContext",
     "UserId",
     "UserMessage",

@@ -26,6 +26,7 @@ from creche._own_log import open_own_log
 from creche._programs import Programs
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
+from creche._spending import Budgets
 from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tool_sources import ToolSource, open_tool_sources
@@ -68,12 +69,14 @@ class ToolDispatcher:
         audit: SecurityAudit | None = None,
         tally: ToolTally | None = None,
         activities: Activities | None = None,
+        budgets: Budgets | None = None,
         spans: Spans | None = None,
     ) -> None:
         """Raises IsolationError, which is audited, if `emitter` is not of the context's run."""
         emitter.check_speaks_for(context, "make a dispatcher")
         self._tally = tally or ToolTally()
         self._activities = activities or Activities()
+        self._budgets = budgets
         self._spans = spans or Spans.of_run(None, context)
         self.programs = Programs(
             context,
@@ -211,6 +214,7 @@ class ToolDispatcher:
             audit=self._audit,
             tally=self._tally,
             activities=self._activities,
+            budgets=self._budgets,
             spans=spans,
         )
 
@@ -259,11 +263,14 @@ class ToolDispatcher:
 
         `params` is the arguments object or its JSON text. Whatever goes wrong in the call (an
         unknown tool, wrong arguments, no approval, a limit, the tool's own error, its deadline)
-        is a result that says so in words that a model can act on.
+        is a result that says so in words that a model can act on. But a call under a budget (see
+        `RunContext.budget`) that is used up does not begin: it ends that budget's block.
         """
         if self._closed:
             msg = "the dispatcher's block has ended, so it calls nothing more"
             raise EmitterClosedError(msg)
+        if self._budgets is not None:
+            await self._budgets.charge_tool_call()
         self._tally.calls += 1
         name = printable(name)
         call_id = tool_call_id or new_tool_call_id()

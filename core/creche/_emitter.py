@@ -20,6 +20,7 @@ import trio
 
 from creche import _events as events
 from creche._auditing import note_refusal
+from creche._budget import DaySpending
 from creche._context import MessageId, RunId, ToolCallId, UserExecutionContext, new_id
 from creche._errors import (
     EmitterClosedError,
@@ -207,6 +208,7 @@ class EventEmitter:
         most: float = math.inf,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        spent: tuple[DaySpending, ...] = (),
     ) -> Entry:
         scan = None
         redact = REDACTIONS.get(type(event))
@@ -243,6 +245,7 @@ class EventEmitter:
             barrier=barrier,
             runs=runs,
             messages=messages,
+            spent=spent,
         )
         self._said_bytes += len(entry.data)
         return entry
@@ -289,8 +292,16 @@ class EngineVoice:
         for closer in self._emitter._grammar.closers():
             self._emitter._say(closer, barrier=type(closer) is events.ToolCallResult)
 
-    def end(self, terminal: events.Event, record: RunRecord) -> Entry:
-        """Say the terminal event, a barrier committed with the run's record and its messages."""
+    def end(
+        self,
+        terminal: events.Event,
+        record: RunRecord,
+        spent: tuple[DaySpending, ...] = (),
+    ) -> Entry:
+        """Say the terminal event, a barrier committed with the run's record and its messages.
+
+        And with what it spent, by day.
+        """
         stored = tuple(
             StoredMessage(
                 run_id=self._emitter._context.run_id,
@@ -299,7 +310,9 @@ class EngineVoice:
             )
             for message in self._emitter._transcript.messages()
         )
-        return self._emitter._say(terminal, barrier=True, runs=(record,), messages=stored)
+        return self._emitter._say(
+            terminal, barrier=True, runs=(record,), messages=stored, spent=spent
+        )
 
 
 class SubagentEmitter(EventEmitter):
@@ -357,9 +370,12 @@ class SubagentEmitter(EventEmitter):
         most: float = math.inf,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        spent: tuple[DaySpending, ...] = (),
     ) -> Entry:
         event = self._attributed(event)
-        return self._parent._say(event, barrier=barrier, most=most, runs=runs, messages=messages)
+        return self._parent._say(
+            event, barrier=barrier, most=most, runs=runs, messages=messages, spent=spent
+        )
 
     def _attributed(self, event: events.Event) -> events.Event:
         """The event as this sub-agent's, or as one below it. Raises GrammarError for another's."""

@@ -107,6 +107,7 @@ class Ending:
             streams_closed=life.streams_at_end,
             overran=overran,
             alive=names_of_tasks(life.nursery),
+            budget=life.budgets.over if reason == "budget" else None,
         )
 
     def _statistics(self, usage: tuple[events.TokenUsage, ...] | None) -> RunStatistics:
@@ -120,6 +121,7 @@ class Ending:
             tool_calls=self.tools.calls,
             tool_failures=self.tools.failures,
             subagents=self.tally.subagents,
+            usd=self._life.budgets.usd,
         )
 
     def _until(self) -> float:

@@ -15,6 +15,7 @@ from creche._ambient import Surroundings, around_of, look_around
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._background import check_on_trio
 from creche._context import UserExecutionContext, logged_as
+from creche._days import check_day, learn_day
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
 from creche._ending import Ending
@@ -77,7 +78,7 @@ class ExecutionEngine:
         self._infrastructure = infrastructure
         self._journal = journal
         self._limits = infrastructure.limits
-        self._quotas = quotas or ToolQuotas(infrastructure.limits)
+        self._quotas = quotas or ToolQuotas(infrastructure.limits, infrastructure.clock)
         self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
         self._spans = Spans.of_run(infrastructure.tracer, life.context, life.why_cancelled)
@@ -155,15 +156,16 @@ class ExecutionEngine:
 
         Raises UnknownAgentError, ValueError for an empty input, StoreUnavailableError if it could
         not even be started, ThreadDeletedError, LimitExceededError past `Limits.runs_per_thread`
-        (audited, or AuditUnavailableError is raised), LogConflictError if somebody else wrote on
-        the thread without sharing `journals`, and CrecheError within a run on that very
-        thread, which would wait for itself.
+        or what its user may spend in a day (audited, or AuditUnavailableError is raised),
+        LogConflictError if somebody else wrote on the thread without sharing `journals`, and
+        CrecheError within a run on that very thread, which would wait for itself.
         """
         name = agent if isinstance(agent, str) else agent.agent_name
         self._infrastructure.registry.describe(name)
         asked = as_messages(state)
         self._check_unspent()
         self._life.agent = name
+        await check_day(self._infrastructure, self._quotas, self._life.context)
         async with self._turn():
             try:
                 await propose_run(self._journal, self._life, asked)
@@ -230,6 +232,7 @@ class ExecutionEngine:
         if life.rolls_back:
             self._voice.rolled_back(life.rolls_back)
         with self._quotas.share(life.context.user_id) as share:
+            life.budgets.begin(self._limits.of_a_run, self._infrastructure.prices, share.day)
             try:
                 with logged_as(life.context):
                     await self._watched(ending, share, history)
@@ -273,11 +276,10 @@ class ExecutionEngine:
             watching.cancel()
 
     async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
-        """Tell the end of a run whose cleanup takes longer than it may."""
+        """End models that are silent for too long, and tell the end of a run that overruns."""
         life = self._life
         try:
-            with trio.move_on_at(life.scope.deadline):
-                await life.ending.wait()
+            await life.silences.watch(life.ending, until=life.scope.deadline)
             life.note_ending(life.scope.deadline)
         except trio.Cancelled:  # from outside, without a word
             life.reason = life.reason or "shutdown"
@@ -318,6 +320,7 @@ class ExecutionEngine:
         async with trio.open_nursery() as nursery:
             life.nursery = nursery  # creche: shared with its own run; None again after it
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
+            await learn_day(self._infrastructure.store, share.day, life.context.user_id)
             if sources:
                 nursery.start_soon(self._answer_amid, sources, tools, ending, share, history)
             else:
@@ -370,6 +373,7 @@ class ExecutionEngine:
             audit=infrastructure.audit,
             tally=ending.tools,
             activities=life.activities,
+            budgets=life.budgets,
             spans=spans,
         )
         return RunContext(
@@ -411,6 +415,8 @@ class ExecutionEngine:
         if life.reason == "deadline":
             timeout = self._limits.run_timeout
             _log.warning("a run took longer than %g s", timeout, extra=dict(identity(life.context)))
+        if life.reason == "budget":
+            _log.warning("a run %s", life.budgets.over, extra=dict(identity(life.context)))
         if ending.failure is not None:
             log_failure(_log, "a run", ending.failure, life.context)
             note_mix_up_of(self._infrastructure.audit, ending.failure, "run", life.context)
@@ -454,7 +460,8 @@ class ExecutionEngine:
         life = self._life
         last_seq = self._journal.last_seq + 1
         record = run_record(life, outcome.status, outcome=outcome, last_seq=last_seq)
-        self._voice.end(terminal_event(life.context, outcome, usage), record)
+        spent = tuple(life.budgets.by_day.items())
+        self._voice.end(terminal_event(life.context, outcome, usage), record, spent)
         return last_seq
 
     async def _commit_the_end(self, seq: int, tell: Callable[[], None]) -> None:

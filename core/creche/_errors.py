@@ -133,5 +133,16 @@ class LimitExceededError(RunError):
         self.retry_after = retry_after
 
 
+class BudgetExceededError(RunError):
+    """More was spent than a budget allows, or it was used up before what wanted more of it.
+
+    `budget` is the one that is over: what `run.budget()` gave, or the run's own.
+    """
+
+    def __init__(self, message: str, *, budget: object) -> None:
+        super().__init__(message, code="budget_exceeded")
+        self.budget: Final = budget
+
+
 class SubagentFailedError(RunError):
     """A sub-agent failed, and its parent asked for that to be raised; it has its code and words."""

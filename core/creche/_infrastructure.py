@@ -11,8 +11,10 @@ from creche._admission import Weight, equal_weight
 from creche._agents import Agent, AgentClassRegistry
 from creche._approval import Approver
 from creche._audit import SecurityAudit
+from creche._budget import Price
 from creche._limits import Limits
 from creche._models import Model
+from creche._quotas import Clock, utc_now
 from creche._store import MemoryStore, Store
 from creche._thread_turn import ThreadTurns
 from creche._tool_calls import ToolPolicy, allow_every_tool
@@ -39,6 +41,10 @@ class Infrastructure:
     `weight(user_id)` is that user's share of the server when it is full, relative to others': a
     pure function, asked when the first of a user's runs is taken on.
 
+    `prices` are those of models by their own names (`Model.name`); where a limit or a budget is in
+    USD, only models that have one can be asked. `clock` says what time it is, in UTC, and so which
+    day a user's spending counts for.
+
     Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there,
     and for two tools of one name; TypeError for what is no tool, or no list of them.
     """
@@ -56,6 +62,8 @@ class Infrastructure:
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None
     tracer: Tracer | None = None
+    prices: Mapping[str, Price] = dataclasses.field(default_factory=dict[str, Price])
+    clock: Clock = utc_now
     registry: AgentClassRegistry = dataclasses.field(init=False)
     # Lent to engines that are given no journals: an entry lives as long as such an engine's block.
     turns: ThreadTurns = dataclasses.field(init=False, repr=False, default_factory=ThreadTurns)
@@ -70,6 +78,7 @@ class Infrastructure:
         object.__setattr__(self, "tool_sources", MappingProxyType(dict(self.tool_sources)))
         check_names((tool.name for tool in self.tools), "an infrastructure")
         object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
+        object.__setattr__(self, "prices", MappingProxyType(dict(self.prices)))
         agents = self.agents
         registry = agents if isinstance(agents, AgentClassRegistry) else AgentClassRegistry(agents)
         registry.freeze()

@@ -17,6 +17,7 @@ import trio
 
 from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up
+from creche._budget import DaySpending
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._conversation import Conversation
 from creche._errors import (
@@ -65,6 +66,7 @@ class _Change:
     seq: int
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
+    spent: tuple[DaySpending, ...]
 
 
 class Journal:
@@ -167,6 +169,7 @@ class Journal:
         barrier: bool = False,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        spent: tuple[DaySpending, ...] = (),
     ) -> Entry:
         """The same for an event that is encoded already, said by the run of `speaker`.
 
@@ -175,9 +178,9 @@ class Journal:
         if speaker is not None and speaker.user_id != self.user_id:
             msg = "a run may speak on its own user's threads only"
             raise self.injection(msg, "speak", speaker)
-        if runs or messages:
+        if runs or messages or spent:
             self.check_owned(runs, speaker)
-            self._changes.append(_Change(self._last_seq + 1, runs, messages))
+            self._changes.append(_Change(self._last_seq + 1, runs, messages, spent))
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
         self._entries.append(entry)
@@ -395,6 +398,7 @@ class Journal:
             runs=tuple(run for record in records for run in record.runs),
             messages=tuple(message for record in records for message in record.messages),
             rolls_back=tuple(run for proposal in proposals for run in proposal.rolls_back),
+            spent=tuple(spent for change in changes for spent in change.spent),
             chunk=Chunk(
                 first_seq=first,
                 last_seq=last,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
+from typing import Final, cast
+
+from creche._budget import NO_LIMIT, Allowance, Usd, as_count, as_usd
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -25,11 +27,16 @@ _AT_LEAST_ONE: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times are seconds, sizes bytes. Past a cap there is a clear error, never growth."""
+    """Times are seconds, sizes bytes. Past a cap there is a clear error, never growth.
+
+    Raises ValueError for a value that can be no limit.
+    """
 
     # a run
     run_timeout: float = 600.0
     turn_timeout: float = 120.0  # one model call and its stream
+    first_token_timeout: float = 60.0  # of it, until the first part of the answer
+    idle_timeout: float = 30.0  # of it, between one part and the next
     tool_timeout: float = 60.0
     tool_source_timeout: float = 30.0  # until all tool sources of an agent are open
     approval_timeout: float = 300.0  # before a tool's own time begins
@@ -40,7 +47,9 @@ class Limits:
     subagent_depth: int = 10  # levels of sub-agents below the run's own agent, 10 at most
     subagents_at_once: int = 20  # of one run, at all depths together
     history_runs: int = 50  # of a thread's latest runs, whose messages an agent is given
-    tool_calls: int = 200  # of one run
+    tool_calls: int = 200  # of one run, which is told so and may answer with what it has
+    run_tokens: int | None = None  # of one run, which ends past it; None: no limit
+    run_usd: Usd | None = None  # the same in money; each of its models then needs a price
     run_bytes: int = 16 * MIB  # everything that one run says
     uncommitted_bytes: int = MIB  # what a run may be ahead of the store before `emit` waits
 
@@ -48,6 +57,9 @@ class Limits:
     runs_per_user: int = 100  # running or queued
     running_per_user: int = 20  # the others wait
     tool_calls_per_minute: int = 600  # of one user
+    tokens_per_user_per_day: int | None = None  # a day is one in UTC; None: no limit
+    usd_per_user_per_day: Usd | None = None  # each model then needs a price
+    tool_calls_per_user_per_day: int | None = None
     tool_result_bytes: int = 256 * KIB  # of one result, as clients and models see it
     tool_threads: int = 4  # sync tools of one user at once, in threads or processes
     programs: int = 4  # that runs of one user have started, at once
@@ -68,7 +80,34 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.default is None:
+                if value is not None:
+                    self._check_budget(field.name, value)
+                continue
             least = 1 if field.name in _AT_LEAST_ONE else 0
             if not value >= least:  # so that NaN is refused, too
                 msg = f"Limits.{field.name} must be {least} or more, not {value!r}"
                 raise ValueError(msg)
+
+    def _check_budget(self, name: str, value: Usd) -> None:
+        what = f"Limits.{name}"
+        if "usd" in name:
+            object.__setattr__(self, name, as_usd(what, value))
+        else:
+            as_count(what, cast("int", value))
+
+    @property
+    def of_a_run(self) -> Allowance:
+        """What a run may spend on models; its tool calls have a limit of their own."""
+        if self.run_tokens is None and self.run_usd is None:
+            return NO_LIMIT  # which most have, and each run asks
+        return Allowance.of_numbers(self.run_tokens, self.run_usd)
+
+    @property
+    def of_a_day(self) -> Allowance:
+        """What a user may spend in a day, UTC."""
+        return Allowance.of_numbers(
+            self.tokens_per_user_per_day,
+            self.usd_per_user_per_day,
+            self.tool_calls_per_user_per_day,
+        )

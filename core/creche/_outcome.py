@@ -54,6 +54,7 @@ class Receipt:
     streams_closed: tuple[str, ...] = ()  # models whose streams the end cut off
     overran: bool = False
     alive: tuple[str, ...] = ()  # tasks, each with where it stands
+    budget: str | None = None  # what was spent of how much, where that ended the run
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes into `metadata.creche.receipt`."""
@@ -65,6 +66,7 @@ class Receipt:
             **tools_to_dict(self.tools_stopped, self.threads_abandoned, self.processes_killed),
             "streams_closed": list(self.streams_closed),
             **({"overran": True, "alive": list(self.alive)} if self.overran else {}),
+            **({} if self.budget is None else {"budget": self.budget}),
         }
 
 

@@ -1,4 +1,4 @@
-"""What the runs of one user share: how many tool calls a minute, and how many threads at once.
+"""What the runs of one user share: tool calls a minute, threads at once, and what a day allows.
 
 One user's flood or stuck threads leave another's untouched: a run reaches its own user's share,
 and nothing that is for all.
@@ -9,13 +9,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
 
 import trio
 
+from creche._budget import KINDS, Allowance, Kind, Spending
 from creche._context import UserId
 from creche._limits import Limits
+
+Clock = Callable[[], datetime]  # what time it is, in UTC
+
+
+def utc_now() -> datetime:
+    """The clock of the machine."""
+    return datetime.now(UTC)
+
 
 _MINUTE: Final = 60.0  # seconds
 _FEW: Final = 1024  # moments that are not worth looking through
@@ -44,11 +54,58 @@ class Rate:
         return 0.0
 
 
+class DayShare:
+    """What one user has spent today, in UTC, as far as it is known here.
+
+    That is what the store knew when a run began here, and what the runs here have spent since,
+    committed or not. What runs in other processes spend meanwhile, the next run learns.
+    """
+
+    def __init__(self, limit: Allowance, clock: Clock) -> None:
+        self.limit = limit
+        self._clock = clock
+        self._day = self.today
+        self._spent = Spending()
+
+    @property
+    def today(self) -> date:
+        return self._clock().date()
+
+    @property
+    def spent(self) -> Spending:
+        if self._day != (today := self.today):
+            self._day, self._spent = today, Spending()
+        return self._spent
+
+    @property
+    def left(self) -> Allowance:
+        return self.limit if self.limit.is_none else self.limit.less(self.spent)
+
+    def add(self, spending: Spending) -> None:
+        self._spent = self.spent + spending
+
+    def learn(self, day: date, stored: Spending) -> None:
+        """The store has so much for that day, in which some of ours may be, or none."""
+        if day == self.today:
+            self._spent = self.spent.at_least(stored)
+
+    def used_up(self) -> Kind | None:
+        """What the user can spend no more of today, if anything."""
+        return self.limit.leaves_nothing(self.spent, KINDS)
+
+    def until_midnight(self) -> float:
+        """Seconds until the next day begins."""
+        moment = self._clock()
+        midnight = datetime.combine(moment.date() + timedelta(days=1), time(), tzinfo=UTC)
+        return (midnight - moment).total_seconds()
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class ToolShare:
     """One user's part, held by each of the user's runs."""
 
     rate: Rate
+    day: DayShare
     workers: trio.CapacityLimiter  # a place for each thread or process of a sync tool
     programs: trio.CapacityLimiter  # a place for each program that a run has started
     holders: int = 0
@@ -66,8 +123,10 @@ class ToolShare:
 class ToolQuotas:
     """The shares of a process. Made by who owns the runs, and handed to each as an argument."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, clock: Clock = utc_now) -> None:
         self._limits = limits
+        self._clock = clock
+        self.of_a_day = limits.of_a_day
         self._held: dict[UserId, ToolShare] = {}  # an entry *is* `share`
         self._stuck: dict[UserId, ToolShare] = {}  # held no more, but with abandoned threads
         self._paid_at: dict[UserId, float] = {}  # of those that are neither
@@ -101,6 +160,7 @@ class ToolQuotas:
         rate = Rate(self._limits.tool_calls_per_minute, paid_at)
         return ToolShare(
             rate,
+            DayShare(self.of_a_day, self._clock),
             workers=trio.CapacityLimiter(self._limits.tool_threads),
             programs=trio.CapacityLimiter(self._limits.programs),
         )

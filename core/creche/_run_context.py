@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
 
+from creche._budget import Allowance, Usd
 from creche._context import UserExecutionContext
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter
@@ -19,6 +20,7 @@ from creche._messages import AgentInput, Message
 from creche._models import Model, Usage
 from creche._programs import NOTHING
 from creche._run_life import RunLife
+from creche._spending import Budget
 from creche._statistics import Tally
 from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._tools import ToolResult
@@ -110,13 +112,19 @@ class RunContext:
         """Note what an answer of a model cost, for the run's terminal event.
 
         Noted in the block of the model's stream, by the task that opened it, it is in the span of
-        that call, too. Raises TypeError for what is no Usage.
+        that call, too. It is spent of each budget that the calling task is in, the run's own and
+        its user's day included; one that is exceeded ends at its next checkpoint.
+
+        Raises TypeError for what is no Usage, and RunError (`no_price`) where a budget is in USD
+        and the model has no price.
         """
         if type(usage) is not Usage:
             msg = f"a model's stream has text, tool calls and usage, not {type(usage).__name__}"
             raise TypeError(msg)
         self.usage.append((model, usage))
         note_cost(self._asking, model, usage)
+        # Providers leave counts out, whatever the types say.
+        self._life.budgets.charge_answer(model, usage.input_tokens or 0, usage.output_tokens or 0)
 
     async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
         """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""
@@ -174,7 +182,8 @@ class RunContext:
     def model(self, name: str = "default") -> Model:
         """One of the models that this process offers. Raises RunError if there is none so named.
 
-        Each of its calls counts for the run's statistics, and has `Limits.turn_timeout`.
+        Each of its calls counts for the run's statistics, and has `Limits.turn_timeout`,
+        `first_token_timeout` and `idle_timeout`. None begins under a budget that is used up.
         """
         try:
             model = self._models[name]
@@ -186,6 +195,8 @@ class RunContext:
             model,
             self._tally,
             self._life.activities,
+            self._life.budgets,
+            self._life.silences,
             limits=self.limits,
             spans=self.spans,
             asking=self._asking,
@@ -238,6 +249,30 @@ class RunContext:
         """
         results = await in_parallel(steps, self.spawn, self.emit)
         return _checked(steps, results) if raises else results
+
+    @contextlib.contextmanager
+    def budget(
+        self,
+        *,
+        tokens: int | None = None,
+        usd: Usd | None = None,
+        tool_calls: int | None = None,
+    ) -> Iterator[Budget]:
+        """A block that may spend so much, and ends when it has spent more: a cancel scope.
+
+        For what this task does in it, and what tasks and sub-agents do that are started within it.
+        Blocks nest: an inner one gets what is left of the outer ones at most. Tokens are those that
+        models read and write, and `usd` what they cost by `Infrastructure.prices`. What an answer
+        cost is known at its end, so it is noticed then, and the block may have spent more than it
+        may; a call of a model or a tool that would begin when nothing is left does not begin.
+
+        Raises BudgetExceededError on leaving a block that was ended so, unless it is left by
+        another exception, and ValueError for a limit that is none. Of several budgets that are
+        exceeded at once the outermost ends; if that is the run's own, the run is cancelled with
+        the reason `budget`. `budget.spent` and `budget.left` say how it stands.
+        """
+        with self._life.budgets.opened(Allowance.of_numbers(tokens, usd, tool_calls)) as budget:
+            yield budget
 
     @contextlib.asynccontextmanager
     async def cleanup(self) -> AsyncIterator[trio.CancelScope]:

@@ -6,6 +6,7 @@ Owned by the run's own task: the supervisor's, or that of who opened an engine.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from datetime import datetime
@@ -17,6 +18,8 @@ from creche._context import RunId, UserExecutionContext
 from creche._double_texting import MultitaskStrategy
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
+from creche._silence import Silences
+from creche._spending import Budgets
 from creche._store import RunStatus, now
 from creche._task_tree import count_tasks
 
@@ -44,6 +47,8 @@ class RunLife:
         self.outcome: RunOutcome | None = None
         self.refusal: Exception | None = None  # why its rows were not committed
         self.activities = Activities()
+        self.silences = Silences()
+        self.budgets = Budgets(functools.partial(self.cancel, "budget"))
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
         self.position = 0  # when it was taken on: see `Admission.position`

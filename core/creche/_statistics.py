@@ -19,11 +19,15 @@ class RunStatistics:
     tool_calls: int = 0  # begun
     tool_failures: int = 0  # whose result was an error; those that the run's end stopped are not
     subagents: int = 0  # begun, at all depths
+    usd: float | None = None  # what the answers cost; None if the price of one is not known
 
     def to_dict(self) -> dict[str, Any]:
         """As it goes into `metadata.creche.statistics`."""
         # `asdict` copies deeply what cannot change.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.usd is None:
+            del told["usd"]
+        return told
 
 
 @dataclasses.dataclass(slots=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal, Protocol
 
+from creche._budget import DaySpending, Spending
 from creche._context import RunId, ThreadId, UserId, new_id
 from creche._messages import Message, text_of
 
@@ -97,6 +98,7 @@ class Commit:
     rolls_back: tuple[RunId, ...] = ()
     messages: tuple[StoredMessage, ...] = ()  # appended
     chunk: Chunk | None = None  # appended
+    spent: tuple[DaySpending, ...] = ()  # added to what its user spent by day
 
 
 class Store(Protocol):
@@ -157,6 +159,10 @@ class Store(Protocol):
         """Remove a thread with all that it owns; False if there is none."""
         ...
 
+    async def spending(self, user_id: UserId, day: date) -> Spending:
+        """What this user's runs have spent on that day, UTC, those of deleted threads included."""
+        ...
+
     async def search_messages(
         self,
         user_id: UserId,
@@ -213,6 +219,8 @@ class MemoryStore:
     def __init__(self) -> None:
         # {(user, thread): what it holds}
         self._threads: dict[tuple[UserId, ThreadId], _Thread] = {}
+        # {(user, day): what was spent}, which no thread takes with it
+        self._spent: dict[tuple[UserId, date], Spending] = {}
 
     async def commit(self, commits: Sequence[Commit]) -> None:
         # No await in here: this is the transaction.
@@ -259,6 +267,9 @@ class MemoryStore:
                 rolled_back = dataclasses.replace(thread.runs[run_id], rolled_back=True)
                 thread.runs[run_id] = rolled_back
         thread.messages.extend(commit.messages)
+        for day, spent in commit.spent:
+            so_far = self._spent.get((commit.user_id, day), Spending())
+            self._spent[commit.user_id, day] = so_far + spent
         last_seq = thread.record.last_seq
         if commit.chunk is not None:
             thread.chunks.append(commit.chunk)
@@ -331,6 +342,9 @@ class MemoryStore:
 
     async def delete_thread(self, user_id: UserId, thread_id: ThreadId) -> bool:
         return self._threads.pop((user_id, thread_id), None) is not None
+
+    async def spending(self, user_id: UserId, day: date) -> Spending:
+        return self._spent.get((user_id, day), Spending())
 
     async def search_messages(
         self,

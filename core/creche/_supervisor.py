@@ -15,6 +15,7 @@ from creche._admission import Admission, retry_after
 from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
+from creche._days import check_day
 from creche._double_texting import SUPERSEDING, MultitaskStrategy, check_strategy
 from creche._engine import ExecutionEngine
 from creche._errors import (
@@ -53,7 +54,7 @@ class Supervisor:
     ) -> None:
         self.infrastructure = infrastructure
         self.journals = journals
-        self.quotas = ToolQuotas(infrastructure.limits)
+        self.quotas = ToolQuotas(infrastructure.limits, infrastructure.clock)
         self._nursery = nursery  # creche: shared it is the runs' own; open_supervisor opens it
         # {user: {run id: run}}, each in the order of asking; an entry *is* `_listed`.
         self._runs: dict[UserId, dict[RunId, RunLife]] = {}
@@ -113,11 +114,13 @@ class Supervisor:
 
         Raises UnknownAgentError, DrainingError, LimitExceededError, ValueError for an empty
         input; a limit that is hit is audited, and AuditUnavailableError raised if it cannot be.
+        Where there is a limit for a user's day, StoreUnavailableError if it cannot be looked up.
         """
         check_strategy(multitask_strategy)
         self.infrastructure.registry.describe(agent)
         asked = as_messages(state)
         self._check_taking()
+        await check_day(self.infrastructure, self.quotas, context)
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
         try:

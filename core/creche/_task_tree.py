@@ -25,6 +25,15 @@ def tasks_of(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
         yield from inner.child_tasks
 
 
+def way_up(task: trio.lowlevel.Task) -> dict[trio.lowlevel.Task, trio.Nursery | None]:
+    """The task and those above it, each with its nursery that leads down to the task."""
+    way: dict[trio.lowlevel.Task, trio.Nursery | None] = {task: None}
+    while (nursery := task.parent_nursery) is not None:
+        task = nursery.parent_task
+        way[task] = nursery
+    return way
+
+
 def count_tasks(nursery: trio.Nursery | None) -> int:
     """How many there are; none where there is no nursery."""
     return 0 if nursery is None else sum(1 for _ in tasks_below(nursery))

@@ -1,9 +1,9 @@
-"""A model as a run is handed it: each call counted, and under the run's turn deadline."""
+"""A model as a run is handed it: each call counted, under the run's budgets and its deadlines."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import trio
 
@@ -12,6 +12,8 @@ from creche._errors import ModelError
 from creche._limits import Limits
 from creche._messages import Message
 from creche._models import Model, ModelPart, ToolSpec, Usage
+from creche._silence import Silence, Silences
+from creche._spending import Budgets
 from creche._statistics import Tally
 from creche._tracing import SpanBlock, Spans
 
@@ -32,7 +34,10 @@ class TurnModel:
     """One of the process's models, for one run. See `Model`.
 
     Error handling: a call whose stream is not over after `Limits.turn_timeout` raises ModelError
-    with the code `turn_timeout`, wherever in the block it is.
+    with the code `turn_timeout`, wherever in the block it is. One whose first part does not come
+    within `first_token_timeout` does so with that code, and `idle_timeout` is the same between
+    parts; what the agent does between them does not count. Raises RunError (`no_price`), and ends
+    the block of a budget that is used up.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class TurnModel:
         model: Model,
         tally: Tally,
         activities: Activities,
+        budgets: Budgets,
+        silences: Silences,
         *,
         limits: Limits,
         spans: Spans,
@@ -49,7 +56,9 @@ class TurnModel:
         self._model = model
         self._tally = tally
         self._activities = activities
-        self._timeout = limits.turn_timeout
+        self._budgets = budgets
+        self._silences = silences
+        self._limits = limits
         self._spans = spans
         self._asking = asking
 
@@ -64,6 +73,7 @@ class TurnModel:
         tools: Sequence[ToolSpec],
     ) -> AsyncIterator[AsyncIterator[ModelPart]]:
         """See `Model.open_stream`."""
+        await self._budgets.admit_model(self.name)
         self._tally.model_calls += 1
         with (
             self._spans.block("model", self._model.name) as span,
@@ -72,11 +82,26 @@ class TurnModel:
             asked = (trio.lowlevel.current_task(), span)
             self._asking.append(asked)
             try:
-                with trio.move_on_after(self._timeout) as turn:
+                with self._in_time() as silence:
                     async with self._model.open_stream(messages, tools) as stream:
-                        yield stream
+                        yield silence.heard(stream)
             finally:
                 self._asking.remove(asked)
-            if turn.cancelled_caught:
-                msg = f"The model's answer took longer than {self._timeout:g} s and was stopped."
-                raise ModelError(msg, code="turn_timeout")
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[Silence]:
+        """The block of one call, and its deadlines."""
+        limits = self._limits
+        silence = Silence(limits.first_token_timeout, limits.idle_timeout)
+        with trio.move_on_after(limits.turn_timeout) as turn:
+            with self._silences.during(silence):
+                yield silence
+        if turn.cancelled_caught:
+            msg = f"The model's answer took longer than {limits.turn_timeout:g} s and was stopped."
+            raise ModelError(msg, code="turn_timeout")
+        if silence.scope.cancelled_caught and silence.parts:
+            msg = f"The model said nothing more for {limits.idle_timeout:g} s and was stopped."
+            raise ModelError(msg, code="idle_timeout")
+        if silence.scope.cancelled_caught:
+            msg = f"The model did not begin to answer within {limits.first_token_timeout:g} s."
+            raise ModelError(msg, code="first_token_timeout")

@@ -27,7 +27,7 @@ from creche._ambient import Surroundings, look_around, surroundings
 from creche._connections import Connections
 from creche._forwarding import Send, open_forwarding
 from creche._own_log import open_own_log
-from creche._quotas import ToolQuotas
+from creche._quotas import Clock, ToolQuotas, utc_now
 from creche._tool_calls import ToolTally, allow_every_tool
 
 __all__ = [
@@ -69,6 +69,8 @@ async def open_infrastructure(
     store: creche.Store | None = None,
     audit: creche.SecurityAudit | None = None,
     tracer: creche.Tracer | None = None,
+    prices: Mapping[str, creche.Price] | None = None,
+    clock: Clock = utc_now,
 ) -> AsyncIterator[creche.Infrastructure]:
     """Agents, tools and all else of an `Infrastructure`, for calls that cannot be passed them.
 
@@ -90,13 +92,15 @@ async def open_infrastructure(
         store=store or creche.MemoryStore(),
         audit=audit,
         tracer=tracer,
+        prices=prices or {},
+        clock=clock,
     )
     opened = creche.open_journals(infrastructure.store, infrastructure.limits, audit=audit)
     async with opened as journals:
         around = Surroundings(
             infrastructure=infrastructure,
             journals=journals,
-            quotas=ToolQuotas(infrastructure.limits),
+            quotas=ToolQuotas(infrastructure.limits, infrastructure.clock),
         )
         before = surroundings.set(around)
         try:

@@ -120,6 +120,7 @@ async def serve(
                         store=store,
                         audit=audit,
                         tracer=tracer,
+                        prices=settings.prices_by_model,
                     )
                     async with open_journals(store, settings.limits, audit=audit) as journals:
                         # Connections outlive runs, so that they can pass on the last word.

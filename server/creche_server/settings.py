@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,12 +26,24 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from creche import Limits, check_id
+from creche import Limits, Price, check_id
 from creche_server.mcp.servers import McpSettings
 
 CONFIG_FILE: Final = "creche.toml"
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PREFIX: Final = "CRECHE_"  # of names in the environment
+
+
+NonNegativeMoney = Annotated[Decimal, Field(ge=0)]  # USD; a TOML float is taken as it is written
+
+
+class PriceSettings(BaseModel):
+    """`[prices.MODEL]`: USD for a million tokens that the model reads, and that it writes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: NonNegativeMoney
+    output: NonNegativeMoney
 
 
 class Settings(BaseSettings):
@@ -80,6 +95,8 @@ class Settings(BaseSettings):
 
     run_timeout: PositiveFloat = Limits().run_timeout
     turn_timeout: PositiveFloat = Limits().turn_timeout
+    first_token_timeout: PositiveFloat = Limits().first_token_timeout
+    idle_timeout: PositiveFloat = Limits().idle_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
     approval_timeout: PositiveFloat = Limits().approval_timeout
     tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
@@ -94,6 +111,18 @@ class Settings(BaseSettings):
     running: PositiveInt = Limits().running
     tool_calls: NonNegativeInt = Limits().tool_calls
     tool_calls_per_minute: PositiveInt = Limits().tool_calls_per_minute
+    run_tokens: NonNegativeInt | None = Field(
+        default=None, description="read and written by models in one run; it ends past that"
+    )
+    run_usd: NonNegativeMoney | None = Field(default=None, description="the same in USD")
+    tokens_per_user_per_day: NonNegativeInt | None = Field(
+        default=None, description="of all runs of a user in a day, UTC"
+    )
+    usd_per_user_per_day: NonNegativeMoney | None = None
+    tool_calls_per_user_per_day: NonNegativeInt | None = None
+    prices: dict[str, PriceSettings] = Field(
+        default_factory=dict, description="of models, by their names"
+    )
 
     @field_validator("user")
     @classmethod
@@ -145,11 +174,17 @@ class Settings(BaseSettings):
         return self.database or f"sqlite:///{self.data / 'creche.db'}"
 
     @property
+    def prices_by_model(self) -> dict[str, Price]:
+        return {model: Price(price.input, price.output) for model, price in self.prices.items()}
+
+    @property
     def limits(self) -> Limits:
         return dataclasses.replace(
             Limits(),
             run_timeout=self.run_timeout,
             turn_timeout=self.turn_timeout,
+            first_token_timeout=self.first_token_timeout,
+            idle_timeout=self.idle_timeout,
             tool_timeout=self.tool_timeout,
             approval_timeout=self.approval_timeout,
             tool_source_timeout=self.tool_source_timeout,
@@ -160,6 +195,11 @@ class Settings(BaseSettings):
             running=self.running,
             tool_calls=self.tool_calls,
             tool_calls_per_minute=self.tool_calls_per_minute,
+            run_tokens=self.run_tokens,
+            run_usd=self.run_usd,
+            tokens_per_user_per_day=self.tokens_per_user_per_day,
+            usd_per_user_per_day=self.usd_per_user_per_day,
+            tool_calls_per_user_per_day=self.tool_calls_per_user_per_day,
         )
 
     @classmethod

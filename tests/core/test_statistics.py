@@ -255,7 +255,10 @@ class TestTurnDeadline:
     ) -> None:
         """It is neither a success with half an answer nor a cancel that nobody asked for."""
         model = Scripted(0, delay=70)
-        made = infrastructure(store=store, models={"default": model}, chat=ModelAgent)
+        limits = Limits(first_token_timeout=80, idle_timeout=80)
+        made = infrastructure(
+            store=store, limits=limits, models={"default": model}, chat=ModelAgent
+        )
         async with open_supervisor(made) as supervisor:
             run = await supervisor.start(context(), "chat", "hi")
             outcome = await run.ended()
@@ -294,6 +297,7 @@ class TestTurnDeadline:
 
         made_of = infrastructure(
             store=store,
+            limits=Limits(first_token_timeout=80, idle_timeout=80),
             models={"default": Scripted(0, delay=70)},
             chat=ModelAgent,
             made=made,
@@ -311,7 +315,7 @@ class TestTurnDeadline:
     ) -> None:
         made = infrastructure(
             store=store,
-            limits=Limits(run_timeout=120, turn_timeout=120),
+            limits=Limits(run_timeout=120, turn_timeout=120, first_token_timeout=120),
             models={"default": Scripted(0, delay=1000)},
             chat=ModelAgent,
         )

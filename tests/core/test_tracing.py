@@ -341,7 +341,7 @@ class TestEnds:
                 await trio.sleep_forever()
                 yield
 
-        for model, code in ((Fails(), "overloaded"), (Hangs(), "turn_timeout")):
+        for model, code in ((Fails(), "overloaded"), (Hangs(), "first_token_timeout")):
             tracer = RecordingTracer()
             made = infrastructure(models={"default": model}, asks=Asks)
             await run_of(tracer, made, "asks")

@@ -8,7 +8,7 @@ import pydantic
 import pytest
 from tests.server.running import MISLEADING
 
-from creche import Limits
+from creche import Allowance, Limits, Price
 from creche_server.settings import Settings, load_settings
 
 
@@ -53,6 +53,48 @@ def test_every_limit_that_can_be_set_arrives() -> None:
     assert (limits.run_timeout, limits.tool_timeout, limits.cleanup_timeout) == (1, 2, 3)
     assert (limits.runs_per_user, limits.runs_per_thread) == (4, 5)
     assert limits.approval_timeout == 6
+
+
+def test_budgets_prices_and_times_of_models_arrive_exactly() -> None:
+    Path("creche.toml").write_text(
+        """
+        first_token_timeout = 20
+        idle_timeout = 5
+        run_tokens = 50000
+        run_usd = 0.1
+        tokens_per_user_per_day = 0
+        usd_per_user_per_day = "2.50"
+        tool_calls_per_user_per_day = 400
+
+        [prices."gpt-4o-mini"]
+        input = 0.15
+        output = 0.6
+        """
+    )
+    settings = load_settings()
+    limits = settings.limits
+    assert (limits.first_token_timeout, limits.idle_timeout) == (20, 5)
+    assert limits.of_a_run == Allowance(tokens=50_000, micro_usd=100_000)
+    assert limits.of_a_day == Allowance(tokens=0, micro_usd=2_500_000, tool_calls=400)
+    assert settings.prices_by_model == {"gpt-4o-mini": Price("0.15", "0.6")}
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("run_usd = -1", "run_usd"),
+        ("run_tokens = 0.5", "run_tokens"),
+        ("[prices.m]\ninput = 1", "prices.m.output"),
+        ("[prices.m]\ninput = -1\noutput = 1", "prices.m.input"),
+        ("[prices.m]\ninput = nan\noutput = 1", "prices.m.input"),
+        ("[prices.m]\ninput = 1\noutput = 1\nper = 1", "prices.m.per"),
+    ],
+)
+def test_what_is_no_budget_or_price_is_refused_by_name(text: str, field: str) -> None:
+    Path("creche.toml").write_text(text)
+    with pytest.raises(pydantic.ValidationError) as caught:
+        load_settings()
+    assert [".".join(map(str, each["loc"])) for each in caught.value.errors()] == [field]
 
 
 def test_a_database_url_is_taken_as_it_is() -> None:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from creche_server.database.tables import chunks, messages, runs, threads
+from creche_server.database.tables import chunks, messages, runs, spending, threads
 
 # Both spell "on conflict" alike; SQLAlchemy has no common class for them.
 DialectInsert = Callable[[Table], postgresql.Insert] | Callable[[Table], sqlite.Insert]
@@ -94,6 +94,11 @@ CHUNKS: Final = (
     .order_by(chunks.c.first_seq)
     .limit(given("most"))
 )
+SPENDING: Final = select(
+    spending.c.tokens,
+    spending.c.micro_usd,
+    spending.c.tool_calls,
+).where(spending.c.user_id == given("user"), spending.c.day == given("day"))
 UNFINISHED_RUNS: Final = select(runs).where(runs.c.last_seq.is_(None)).order_by(runs.c.id)
 _THREAD_OF_ANOTHER: Final = exists().where(
     threads.c.thread_id == given("wanted"),
@@ -179,4 +184,16 @@ def record_runs(dialect_insert: DialectInsert) -> Insert:
     return recording.on_conflict_do_update(
         index_elements=[runs.c.user_id, runs.c.run_id],
         set_={name: recording.excluded[name] for name in _RUN_CHANGES},
+    )
+
+
+def add_spending(dialect_insert: DialectInsert) -> Insert:
+    """Add to what users spent on a day."""
+    adding = dialect_insert(spending)
+    return adding.on_conflict_do_update(
+        index_elements=[spending.c.user_id, spending.c.day],
+        set_={
+            name: spending.c[name] + adding.excluded[name]
+            for name in ("tokens", "micro_usd", "tool_calls")
+        },
     )

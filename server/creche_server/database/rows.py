@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 
 from sqlalchemy import RowMapping
@@ -12,6 +12,7 @@ from creche import (
     Commit,
     RunId,
     RunRecord,
+    Spending,
     StoredMessage,
     ThreadRecord,
     decode_message,
@@ -88,6 +89,17 @@ def chunk_row(commit: Commit) -> Row:
         "first_seq": commit.chunk.first_seq,
         "last_seq": commit.chunk.last_seq,
         "data": commit.chunk.data,
+    }
+
+
+def spending_row(commit: Commit, day: date, spent: Spending) -> Row:
+    """What a commit adds to its user's day."""
+    return {
+        "user_id": commit.user_id,
+        "day": day,
+        "tokens": spent.tokens,
+        "micro_usd": spent.micro_usd,
+        "tool_calls": spent.tool_calls,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final, TypeVar
 
 import trio
@@ -31,6 +31,7 @@ from creche import (
     IdKind,
     RunId,
     RunRecord,
+    Spending,
     StoredMessage,
     ThreadId,
     ThreadRecord,
@@ -44,6 +45,7 @@ from creche_server.database.rows import (
     rolled_back_rows,
     run_of,
     run_row,
+    spending_row,
     thread_of,
     thread_row,
     touch_row,
@@ -68,6 +70,7 @@ class SqlStore:
         dialect_insert = postgresql.insert if self._walled else sqlite.insert
         self._open_threads = queries.open_threads(dialect_insert)
         self._record_runs = queries.record_runs(dialect_insert)
+        self._add_spending = queries.add_spending(dialect_insert)
 
     # --- writing
 
@@ -102,6 +105,7 @@ class SqlStore:
             (queries.ROLL_BACK, (row for c in commits for row in rolled_back_rows(c))),
             (insert(messages), (message_row(c, said) for c in commits for said in c.messages)),
             (insert(chunks), (chunk_row(c) for c in commits if c.chunk)),
+            (self._add_spending, (spending_row(c, *spent) for c in commits for spent in c.spent)),
             (queries.TOUCH_THREADS, (touch_row(c, moment) for c in commits)),
         ):
             if listed := list(rows):
@@ -178,6 +182,10 @@ class SqlStore:
             queries.CHUNKS, user=user_id, thread=thread_id, after=after, most=limit
         )
         return [Chunk(**row) for row in rows]
+
+    async def spending(self, user_id: UserId, day: date) -> Spending:
+        rows = await self._rows(queries.SPENDING, user=user_id, day=day)
+        return Spending(**rows[0]) if rows else Spending()
 
     async def search_messages(
         self,

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     ForeignKeyConstraint,
@@ -133,6 +134,17 @@ chunks: Final = Table(
     Column("last_seq", BigInteger, nullable=False),
     Column("data", LargeBinary, nullable=False),  # entries as JSON, one a line
     _owned_by_thread(),
+)
+
+# Of no thread, for what was spent stays spent when its thread is deleted.
+spending: Final = Table(
+    "spending",
+    metadata,
+    Column("user_id", String(ID_LENGTH), primary_key=True),
+    Column("day", Date, primary_key=True),  # in UTC
+    Column("tokens", BigInteger, nullable=False),
+    Column("micro_usd", BigInteger, nullable=False),
+    Column("tool_calls", BigInteger, nullable=False),
 )
 
 # Of everybody and of nobody: its rows are never changed, which triggers see to.

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from tests.server.database.postgres import new_database
 from tests.server.running import CommandError, eventually, open_server, settings_for
 from tests.small_world import log_of
-from tests.store_contract import ADA, BOB, T1, StoreContract, chunk, commit, record, said
+from tests.store_contract import ADA, BOB, NOON, T1, StoreContract, chunk, commit, record, said
 
 from creche import (
     AssistantMessage,
@@ -30,6 +30,7 @@ from creche import (
     MessageId,
     NewThread,
     RunId,
+    Spending,
     Store,
     ThreadId,
     UserId,
@@ -228,6 +229,7 @@ class TestOnPostgres:
                             runs=(record(user=user),),
                             messages=(said("run-a", "x"),),
                             chunk=chunk(1, 1),
+                            spent=((NOON.date(), Spending(tokens=1)),),
                         ),
                     ],
                 )
@@ -245,6 +247,7 @@ class TestOnPostgres:
             "INSERT INTO threads SELECT 'bob', 'forged', '', '', 0, now(), now()",
             "UPDATE threads SET user_id = 'bob'",
             "INSERT INTO chunks VALUES ('bob', 'thread-1', 1, 1, 'x')",
+            "INSERT INTO spending VALUES ('bob', '2026-05-17', 1, 1, 1)",
         ],
     )
     async def test_a_row_of_somebody_elses_cannot_be_written(
