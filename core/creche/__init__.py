@@ -7,6 +7,7 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 from creche import _events as events
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._approval import Approval, ApprovalRequest, Approver
+from creche._asking import interrupt_of
 from creche._audit import SecurityAudit, open_audit
 from creche._audit_chain import (
     AuditEntry,
@@ -38,6 +39,7 @@ from creche._dispatcher import ToolDispatcher
 from creche._emitter import EventEmitter, SubagentEmitter
 from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
+    AnswerRefusedError,
     AuditTamperedError,
     AuditUnavailableError,
     CommitInDoubtError,
@@ -49,6 +51,9 @@ from creche._errors import (
     IsolationError,
     LimitExceededError,
     ModelError,
+    NoSuchQuestionError,
+    QuestionClosedError,
+    QuestionDeclinedError,
     RunError,
     StoreUnavailableError,
     SubagentFailedError,
@@ -98,6 +103,8 @@ from creche._store import (
     IdKind,
     MemoryStore,
     NewThread,
+    QuestionRecord,
+    QuestionStatus,
     RunRecord,
     RunStatus,
     Store,
@@ -115,6 +122,7 @@ __all__ = [
     "AgentClassRegistry",
     "AgentDescription",
     "AgentInput",
+    "AnswerRefusedError",
     "Approval",
     "ApprovalRequest",
     "Approver",
@@ -163,6 +171,11 @@ __all__ = [
     "ModelPart",
     "NamesAgent",
     "NewThread",
+    "NoSuchQuestionError",
+    "QuestionClosedError",
+    "QuestionDeclinedError",
+    "QuestionRecord",
+    "QuestionStatus",
     "Receipt",
     "RequestId",
     "Run",
@@ -214,6 +227,7 @@ __all__ = [
     "encode_message",
     "end_lost_runs",
     "events",
+    "interrupt_of",
     "leaves",
     "logged_context",
     "new_connection_id",

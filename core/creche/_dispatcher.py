@@ -57,6 +57,7 @@ class ToolDispatcher:
         share: ToolShare,
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
+        person: Approver | None = None,
         tally: ToolTally | None = None,
         activities: Activities | None = None,
     ) -> None:
@@ -69,6 +70,7 @@ class ToolDispatcher:
             share=share,
             policy=policy,
             approver=approver,
+            person=person,
             tally=self._tally,
         )
         self._context = context
@@ -77,6 +79,7 @@ class ToolDispatcher:
         self._share = share
         self._policy = policy
         self._approver = approver
+        self._person = person
         self._live: dict[trio.CancelScope, str] = {}  # {of a call under way: its tool}
         self._closed = False
         self._over = trio.lowlevel.ParkingLot()
@@ -149,6 +152,7 @@ class ToolDispatcher:
             share=self._share,
             policy=self._policy,
             approver=self._approver,
+            person=self._person,
             tally=self._tally,
             activities=self._activities,
         )
@@ -208,16 +212,7 @@ class ToolDispatcher:
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
         with self._under_way(name) as scope:
-            await self._emitter.emit(
-                events.ToolCallStart(
-                    tool_call_id=call_id,
-                    tool_call_name=name,
-                    parent_message_id=parent_message_id,
-                    timestamp=timestamp(),
-                ),
-            )
-            await self._emitter.emit(events.ToolCallArgs(tool_call_id=call_id, delta=arguments))
-            await self._emitter.emit(events.ToolCallEnd(tool_call_id=call_id))
+            await self._emitter.call(call_id, name, arguments, parent_message_id)
             result = failure(call_id, "The tool was stopped: its dispatcher's block ended.")
             with scope:
                 if faulty is None:

@@ -11,6 +11,7 @@ import trio
 
 from creche import _events as events
 from creche._ambient import look_around
+from creche._asking import Questions
 from creche._audit import note_mix_up, record_limit
 from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
@@ -74,6 +75,7 @@ class ExecutionEngine:
         self._quotas = quotas or ToolQuotas(infrastructure.limits)
         self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
+        self._questions = Questions(life, self._voice, infrastructure.limits)
         self._spent = False
 
     @classmethod
@@ -181,6 +183,7 @@ class ExecutionEngine:
         if life.outcome is not None:  # it was called off
             return await self._replay_the_end(asked, life.outcome)
         life.cleanup_timeout = self._limits.cleanup_timeout
+        life.questions = self._questions
         ending = Ending(life)
         life.first_seq = self._journal.last_seq + 1
         life.started_at = now()
@@ -196,6 +199,7 @@ class ExecutionEngine:
                 share=share,
                 policy=self._infrastructure.tool_policy,
                 approver=self._infrastructure.approver,
+                person=self._questions,
                 tally=ending.tools,
                 activities=life.activities,
             )
@@ -206,6 +210,7 @@ class ExecutionEngine:
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
                 outcome = self._end(ending)
+                life.questions = None
                 await self._conclude(ending, outcome)
             if ending.passing is not None:
                 raise ending.passing
@@ -231,19 +236,20 @@ class ExecutionEngine:
 
     async def _watched(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
         """Run the agent, with somebody beside it who sees to it that its end is told in time."""
-        self._life.scope.deadline = ending.started + self._limits.run_timeout
         # Who cancels us from outside must not stop the watching: cleanup is what it is for.
         watching = trio.CancelScope(shield=True)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, watching, ending)
-            await self._barrier(ending, dispatcher, history)
-            watching.cancel()
+        timed = self._life.clock.keeping(self._life.scope, self._limits.run_timeout)
+        with timed:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, watching, ending)
+                await self._barrier(ending, dispatcher, history)
+                watching.cancel()
 
     async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
         """Tell the end of a run whose cleanup takes longer than it may."""
         life = self._life
         try:
-            with trio.move_on_at(life.scope.deadline):
+            with life.clock.move_on_after(self._limits.run_timeout):
                 await life.ending.wait()
             life.note_ending(life.scope.deadline)
         except trio.Cancelled:  # from outside, without a word
@@ -296,6 +302,7 @@ class ExecutionEngine:
                 spawner=Subagents(self._infrastructure, life, ending.tally, ending.watch),
                 tally=ending.tally,
                 usage=ending.usage,
+                questions=self._questions,
             )
             # In a task of its own: code that leaves a nursery open corrupts the task that it runs
             # in, and Trio tells that to the nursery of that task, which must be this one.
@@ -324,6 +331,7 @@ class ExecutionEngine:
                 log_failure(_log, "what was left of a run", ending.failure, life.context)
                 ending.failure = None
             return ending.told
+        self._questions.close()
         ending.explain()
         if life.reason == "deadline":
             timeout = self._limits.run_timeout
@@ -356,7 +364,7 @@ class ExecutionEngine:
         life = self._life
         last_seq = self._journal.last_seq + 1
         record = run_record(life, outcome.status, outcome=outcome, last_seq=last_seq)
-        self._voice.end(terminal_event(life.context, outcome, usage), record)
+        self._voice.end(terminal_event(life.context, outcome, usage, life.segments[-1]), record)
         return last_seq
 
     async def _commit_the_end(self, seq: int) -> None:

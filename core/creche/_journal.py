@@ -25,6 +25,7 @@ from creche._store import (
     Chunk,
     Commit,
     NewThread,
+    QuestionRecord,
     RunRecord,
     Store,
     StoredMessage,
@@ -56,6 +57,7 @@ class _Change:
     seq: int
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
+    questions: tuple[QuestionRecord, ...]
 
 
 class Journal:
@@ -147,6 +149,7 @@ class Journal:
         barrier: bool = False,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        questions: tuple[QuestionRecord, ...] = (),
     ) -> Entry:
         """The same for an event that is encoded already, said by a run of `speaker`.
 
@@ -157,7 +160,7 @@ class Journal:
             raise IsolationError(msg, kind="event_injection", user=speaker, owner=self.user_id)
         if runs or messages:
             self.check_owned(runs)
-            self._changes.append(_Change(self._last_seq + 1, runs, messages))
+            self._changes.append(_Change(self._last_seq + 1, runs, messages, questions))
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
         self._entries.append(entry)
@@ -180,6 +183,7 @@ class Journal:
         new_runs: tuple[RunRecord, ...] = (),
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        questions: tuple[QuestionRecord, ...] = (),
     ) -> None:
         """Commit records that belong to no event; `opens` makes the thread if it is absent.
 
@@ -188,7 +192,7 @@ class Journal:
         another's.
         """
         self.check_owned((*new_runs, *runs))
-        proposal = Proposal(opens, new_runs, runs, messages)
+        proposal = Proposal(opens, new_runs, runs, messages, questions)
         self._proposals.add(proposal)
         self._writer.mark(self, urgent=True)
         await self._proposals.wait(proposal)
@@ -316,6 +320,7 @@ class Journal:
             new_runs=tuple(run for proposal in proposals for run in proposal.new_runs),
             runs=tuple(run for record in records for run in record.runs),
             messages=tuple(message for record in records for message in record.messages),
+            questions=tuple(asked for record in records for asked in record.questions),
             chunk=Chunk(
                 first_seq=first,
                 last_seq=last,

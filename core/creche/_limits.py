@@ -23,7 +23,8 @@ class Limits:
     run_timeout: float = 600.0
     turn_timeout: float = 120.0  # one model call and its stream
     tool_timeout: float = 60.0
-    approval_timeout: float = 300.0  # before a tool's own time begins
+    approval_timeout: float = 300.0  # of an `Approver`, before a tool's own time begins
+    answer_timeout: float = 86_400.0  # of a person who is asked; no other time passes meanwhile
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
     last_words_timeout: float = 0.5  # on top of that, for the commit of the terminal event
     stop_timeout: float = 1.0  # how long a sync tool may take to heed its stop flag

@@ -9,15 +9,30 @@ import contextlib
 import math
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any, Protocol
 
 import trio
 
 from creche._activities import Activities
-from creche._context import UserExecutionContext
+from creche._context import RunId, UserExecutionContext
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
-from creche._store import RunStatus, now
+from creche._run_clock import RunClock
+from creche._store import QuestionRecord, RunStatus, now
 from creche._task_tree import count_tasks
+
+
+class Asking(Protocol):
+    """What a run asks a person: its outside."""
+
+    @property
+    def open(self) -> QuestionRecord | None:
+        """What waits for an answer right now."""
+        ...
+
+    def answer(self, response: Any, *, declined: bool, run_id: RunId) -> int:
+        """Answer what is open. Returns the `seq` that makes it durable."""
+        ...
 
 
 class RunLife:
@@ -33,6 +48,11 @@ class RunLife:
         self.outcome: RunOutcome | None = None
         self.refusal: Exception | None = None  # why its rows were not committed
         self.activities = Activities()
+        self.clock = RunClock()
+        # Its id, and, once it has been parked, those of its segments; the last is how it goes on.
+        self.segments: list[RunId] = [context.run_id]
+        self.questions: Asking | None = None  # while it can ask
+        self.answers: tuple[QuestionRecord, ...] = ()  # that it was started by, of an ended run
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
         self.turn_at: float | None = None  # trio time
@@ -56,7 +76,14 @@ class RunLife:
     def status(self) -> RunStatus:
         if self.outcome is not None:
             return self.outcome.status
-        return "queued" if self.first_seq is None else "running"
+        if self.first_seq is None:
+            return "queued"
+        return "parked" if self.parked else "running"
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits for a person."""
+        return self.questions is not None and self.questions.open is not None
 
     @property
     def queued_for(self) -> float:

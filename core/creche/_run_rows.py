@@ -42,6 +42,7 @@ async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...
             StoredMessage(run_id=life.context.run_id, message=message, created_at=life.created_at)
             for message in asked
         ),
+        questions=life.answers,
     )
 
 

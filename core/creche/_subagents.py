@@ -50,6 +50,7 @@ class Subagents:
         registry = self._infrastructure.registry
         described = registry.describe(agent)
         asked = as_messages(state)
+        await parent.emit.free()
         with self._counted(parent), self._life.activities.during("subagent", agent):
             context = parent.context.child(f"agent {agent}")
             voice = parent.emit.subagent(context, agent, described.description)
@@ -97,6 +98,7 @@ class Subagents:
             spawner=self,
             tally=self._tally,
             usage=parent.usage,
+            questions=parent.questions,
         )
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -89,6 +90,7 @@ class ToolCalls:
         share: ToolShare,
         policy: ToolPolicy,
         approver: Approver | None,
+        person: Approver | None,
         tally: ToolTally,
     ) -> None:
         allowed = (tool for tool in tools if _is_allowed(policy, context, tool))
@@ -98,6 +100,7 @@ class ToolCalls:
         self._limits = limits
         self._share = share
         self._approver = approver
+        self._person = person  # asked where there is no approver; keeps a time of their own
 
     async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
         """What becomes of a call. A tool that is denied and one that is not are answered alike."""
@@ -121,7 +124,10 @@ class ToolCalls:
                 tool_call_id=call_id,
                 arguments=canonical_json(arguments or "{}"),
             )
-            objection = await ask(self._approver, request, self._limits.approval_timeout)
+            if self._approver is None and self._person is not None:
+                objection = await ask(self._person, request, math.inf)
+            else:
+                objection = await ask(self._approver, request, self._limits.approval_timeout)
             if objection is not None:
                 return failure(call_id, objection)
         return await self._called(call_id, called, checked, arguments)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-import trio
-
 from creche._activities import Activities
 from creche._errors import ModelError
 from creche._limits import Limits
 from creche._messages import Message
 from creche._models import Model, ModelPart, ToolSpec
+from creche._run_clock import RunClock
 from creche._statistics import Tally
 
 
@@ -22,11 +21,19 @@ class TurnModel:
     with the code `turn_timeout`, wherever in the block it is.
     """
 
-    def __init__(self, model: Model, tally: Tally, activities: Activities, limits: Limits) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tally: Tally,
+        activities: Activities,
+        limits: Limits,
+        clock: RunClock,
+    ) -> None:
         self._model = model
         self._tally = tally
         self._activities = activities
         self._timeout = limits.turn_timeout
+        self._clock = clock
 
     @property
     def name(self) -> str:
@@ -40,7 +47,8 @@ class TurnModel:
     ) -> AsyncIterator[AsyncIterator[ModelPart]]:
         """See `Model.open_stream`."""
         self._tally.model_calls += 1
-        with self._activities.during("model", self.name), trio.move_on_after(self._timeout) as turn:
+        within = self._clock.move_on_after(self._timeout)
+        with self._activities.during("model", self.name), within as turn:
             async with self._model.open_stream(messages, tools) as stream:
                 yield stream
         if turn.cancelled_caught:
