@@ -333,7 +333,7 @@ def _bound(
     return check
 
 
-def _sized(kind: type[Sequence[Any]] | type[dict[str, Any]], words: str, *, most: bool) -> Check:
+def _sized(kind: type[Sequence[Any] | dict[str, Any]], words: str, *, most: bool) -> Check:
     return _bound(
         lambda value: isinstance(value, kind),
         len,

@@ -210,7 +210,10 @@ class EventEmitter:
             events.ToolCallArgs(tool_call_id=call_id, delta=arguments),
             events.ToolCallEnd(tool_call_id=call_id),
         )
-        if any([self._say_within_limits(event) for event in said]):
+        due = False
+        for event in said:
+            due |= self._say_within_limits(event)
+        if due:
             await self._give_way()
 
     async def custom(self, name: str, value: Any) -> None:

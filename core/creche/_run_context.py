@@ -23,7 +23,6 @@ from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._tools import ToolResult
 from creche._turns import TurnModel
 
-
 _T = TypeVar("_T")
 
 

@@ -13,7 +13,7 @@ from creche._answer_schema import AnswerForm
 from creche._asking import OVER, check_open, closed_as, read_answer
 from creche._audit import note_mix_up, record_limit
 from creche._background import open_background
-from creche._context import RunId, ThreadId, UserExecutionContext, UserId, new_id
+from creche._context import RunId, ThreadId, UserExecutionContext, UserId, check_id, new_id
 from creche._engine import ExecutionEngine
 from creche._errors import (
     CrecheError,
@@ -119,17 +119,20 @@ class Supervisor:
 
         Raises NoSuchQuestionError, QuestionClosedError for one that takes no answer any more,
         AnswerRefusedError for an answer that does not fit (it stays open), CrecheError for a
-        `run_id` that is taken, what `start` raises, and what the store raises.
+        `run_id` that is taken, InvalidContextError for one that can be none, what `start` raises,
+        and what the store raises.
         """
-        run_id = run_id or RunId(new_id())
         async with self.journals.attached(user_id, thread_id) as journal:
             for life in self._lives(user_id, thread_id):
                 if _asks(life, question_id) is not None:
-                    await self._check_free(user_id, run_id)
+                    if run_id is not None:
+                        check_id("run_id", run_id)
+                        await self._check_free(user_id, run_id)
+                    segment = run_id or RunId(new_id())
                     questions = _asks(life, question_id)
                     if questions is None:  # meanwhile
                         raise QuestionClosedError(OVER)
-                    seq = questions.answer(response, declined=declined, run_id=run_id)
+                    seq = questions.answer(response, declined=declined, run_id=segment)
                     await journal.committed(seq)
                     return Run(life)
             with self._answering(user_id, question_id):

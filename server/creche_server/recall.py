@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from creche import RunId, RunRecord, Store, StoredMessage, ThreadId, UserId
+from creche import RunId, RunRecord, Store, StoredMessage, ThreadId, UserId, interrupt_of
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
 
 # Of messages in a reply; past it, the latest run alone. Many WebSocket clients (trio-websocket,
@@ -77,6 +78,17 @@ async def recall(
     preceding = runs[: _position(runs, before)]
     newer = len(runs) - len(preceding)
     return await _latest(store, user_id, thread_id, limit=limit, newer=newer, among=preceding)
+
+
+async def open_interrupts(store: Store, user_id: UserId, thread_id: ThreadId) -> dict[str, Any]:
+    """What waits for an answer, in AG-UI's words, whether or not its run still lives.
+
+    For a reply: `interrupts`, left out when nothing waits.
+    """
+    moment = datetime.now(UTC)
+    asked = await store.open_questions(user_id, thread_id)
+    waiting = [interrupt_of(each) for each in asked if each.expires_at > moment]
+    return {"interrupts": waiting} if waiting else {}
 
 
 async def history(

@@ -19,7 +19,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from creche import (
     IsolationError,
     Journal,
+    NoSuchQuestionError,
     Run,
+    RunId,
     ThreadDeletedError,
     ThreadId,
     UserExecutionContext,
@@ -31,12 +33,13 @@ from creche._audit import note_mix_up
 from creche_server.admission import RefusedError, Sockets, admit, audited
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, error_body
 from creche_server.outbox import Outbox
-from creche_server.recall import UnknownRunError, recall
+from creche_server.recall import UnknownRunError, open_interrupts, recall
 from creche_server.resuming import in_parts, start_of
 from creche_server.services import Services
 from creche_server.wire import codes, replies
 from creche_server.wire.commands import (
     MAX_COMMAND_BYTES,
+    InputRespond,
     RunCancel,
     RunStart,
     StateGet,
@@ -144,7 +147,10 @@ class ChatClient:
             except WireError as error:
                 self._reply(replies.error(error.id, error.code, error.message))
                 continue
-            if isinstance(command, RunStart):
+            if isinstance(command, RunStart) and command.resume:
+                work = functools.partial(self._resume, command)
+                self._spawn(nursery, command_id, work)
+            elif isinstance(command, RunStart):
                 # Its place in the thread's order is settled here, in the order of the frames.
                 await self._start_run(nursery, command_id, command)
             elif isinstance(command, Subscribe):
@@ -153,6 +159,8 @@ class ChatClient:
                 self._unsubscribe(command_id, command)
             elif isinstance(command, RunCancel):
                 self._spawn(nursery, command_id, functools.partial(self._cancel_run, command))
+            elif isinstance(command, InputRespond):
+                self._spawn(nursery, command_id, functools.partial(self._respond, command))
             else:
                 self._spawn(nursery, command_id, functools.partial(self._state, command))
 
@@ -233,6 +241,35 @@ class ChatClient:
             raise WireError(msg, code="no_such_run", id=None)
         return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
 
+    async def _resume(self, command: RunStart) -> dict[str, Any]:
+        (entry,) = command.resume
+        return await self._respond(
+            InputRespond(entry.interrupt_id, entry.payload, entry.status, command.run_id)
+        )
+
+    async def _respond(self, command: InputRespond) -> dict[str, Any]:
+        segment = command.run_id or RunId(new_id())
+        try:
+            run = await self._services.supervisor.answer(
+                self._user_id,
+                self._thread_id,
+                command.interrupt_id,
+                command.response,
+                declined=command.status == "cancelled",
+                run_id=segment,
+            )
+        except NoSuchQuestionError:
+            # Asked after the reply: from here to its sending nobody else has a turn.
+            self._services.lookups.ask(
+                "question", command.interrupt_id, self._user_id, "input.respond"
+            )
+            raise
+        if run is None:
+            return {}
+        # The id that its events carry from here on, and, where it was parked, its own.
+        parent = {"parent_run_id": run.run_id} if segment != run.run_id else {}
+        return {"run_id": segment, **parent}
+
     async def _state(self, command: StateGet) -> dict[str, Any]:
         # One at a time, and only once what was answered before is on its way: each may be
         # megabytes long, and who asks need not be one who reads.
@@ -245,7 +282,8 @@ class ChatClient:
                 limit=command.limit,
                 before=command.before,
             )
-        return recalled.to_dict()
+            interrupts = await open_interrupts(self._services.store, self._user_id, self._thread_id)
+        return {**recalled.to_dict(), **interrupts}
 
     # --- the subscription
 

@@ -47,6 +47,7 @@ from creche import (
     RunError,
     RunId,
     Step,
+    Store,
     StoreUnavailableError,
     Supervisor,
     ThreadId,
@@ -107,7 +108,7 @@ def interrupts_of(log: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for outcome in outcomes for each in outcome.get("interrupts", ())]
 
 
-async def history_of(store: MemoryStore, thread: str = THREAD) -> list[Message]:
+async def history_of(store: Store, thread: str = THREAD) -> list[Message]:
     return [stored.message for stored in await store.messages(ADA, ThreadId(thread))]
 
 
@@ -905,7 +906,7 @@ class TestApproval:
             return f"paid {amount}"
 
         async def asks(run: RunContext) -> str:
-            return (await run.call_tool("pay", '{ "token": "s3cret", "amount": 5}')).content
+            return (await run.tools.dispatch("pay", '{ "token": "s3cret", "amount": 5}')).content
 
         return infrastructure(asks=asks, tools=[pay], limits=limits)
 

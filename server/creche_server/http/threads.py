@@ -17,7 +17,7 @@ from creche_server.addresses import check_thread_id
 from creche_server.http import brought
 from creche_server.http.afterwards import after_reply
 from creche_server.http.identity import current_user, operation
-from creche_server.recall import history, recall
+from creche_server.recall import history, open_interrupts, recall
 from creche_server.services import Services
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
 
@@ -125,6 +125,7 @@ class _Threads:
         return _json(
             {
                 **recalled.to_dict(),
+                **await open_interrupts(self._store, user_id, thread.thread_id),
                 "thread": self._summary(thread),
                 "active_run": active[0].run_id if active else None,
                 "queued_runs": [run.run_id for run in active[1:]],

@@ -67,15 +67,28 @@ class RunInput(msgspec.Struct, frozen=True):
     messages: tuple[InputMessage, ...]
 
 
-class RunStart(msgspec.Struct, frozen=True):
-    """Run an agent on this thread. On a busy thread the run waits for its turn."""
+class ResumeEntry(msgspec.Struct, frozen=True, rename="camel"):
+    """AG-UI's answer to an interrupt; `cancelled` declines it."""
 
-    input: RunInput
+    interrupt_id: str
+    status: Literal["resolved", "cancelled"]
+    payload: Any = None
+
+
+class RunStart(msgspec.Struct, frozen=True):
+    """Run an agent on this thread. On a busy thread the run waits for its turn.
+
+    With `resume` it is an answer instead, to what a run of this thread asked.
+    """
+
+    input: RunInput = RunInput(())
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
     # The only ones that there are so far; a client that asks for another is told so.
     multitask_strategy: Literal["enqueue"] = "enqueue"
     on_disconnect: Literal["continue"] = "continue"
+    resume: tuple[ResumeEntry, ...] = ()
+    run_id: RunId | None = None  # how the run that is resumed goes on; new runs get one of ours
 
 
 class RunCancel(msgspec.Struct, frozen=True):
@@ -86,6 +99,15 @@ class RunCancel(msgspec.Struct, frozen=True):
     reason: Literal["user"] = "user"
 
 
+class InputRespond(msgspec.Struct, frozen=True):
+    """Answer what a run of this thread asked; `cancelled` declines."""
+
+    interrupt_id: str
+    response: Any = None
+    status: Literal["resolved", "cancelled"] = "resolved"
+    run_id: RunId | None = None  # how the run goes on
+
+
 class StateGet(msgspec.Struct, frozen=True):
     """Tell me what was said on this thread in its latest runs, or in those before a run."""
 
@@ -93,7 +115,7 @@ class StateGet(msgspec.Struct, frozen=True):
     before: RunId | None = None
 
 
-Command = Subscribe | Unsubscribe | RunStart | RunCancel | StateGet
+Command = Subscribe | Unsubscribe | RunStart | RunCancel | InputRespond | StateGet
 
 COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
     {
@@ -101,6 +123,7 @@ COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
         "subscription.unsubscribe": Unsubscribe,
         "run.start": RunStart,
         "run.cancel": RunCancel,
+        "input.respond": InputRespond,
         "state.get": StateGet,
     },
 )
@@ -150,9 +173,13 @@ def check_command(command: Command) -> None:
     if isinstance(command, Subscribe) and command.since < 0:
         msg = "`since` is the seq of the last event you have, 0 for none"
         raise ValueError(msg)
-    if isinstance(command, RunStart) and not command.input.messages:
-        msg = "`input.messages` must have at least one message"
-        raise ValueError(msg)
+    if isinstance(command, RunStart):
+        if not command.input.messages and not command.resume:
+            msg = "`input.messages` must have at least one message"
+            raise ValueError(msg)
+        if len(command.resume) > 1:
+            msg = "`resume` has one entry: one question of a thread is open at a time"
+            raise ValueError(msg)
 
 
 def _id_of(frame: str) -> int | None:

@@ -9,28 +9,33 @@ from typing import Any, Final, Literal
 import msgspec
 
 from creche import (
+    AnswerRefusedError,
     AuditUnavailableError,
     CrecheError,
     DrainingError,
     InvalidContextError,
     LimitExceededError,
+    NoSuchQuestionError,
+    QuestionClosedError,
     RunError,
     StoreUnavailableError,
     UnknownAgentError,
 )
 
-# The first ones are the Agent Streaming Protocol's, the last four our extensions.
+# The first ones are the Agent Streaming Protocol's, the last five our extensions.
 ErrorCode = Literal[
     "invalid_argument",
     "unknown_command",
     "unknown_error",
     "no_such_run",
     "no_such_subscription",
+    "no_such_interrupt",
     "not_supported",
     "no_such_thread",
     "limit_exceeded",
     "draining",
     "unavailable",
+    "interrupt_closed",
 ]
 
 _encoder: Final = msgspec.json.Encoder()
@@ -42,6 +47,9 @@ _CODES: Final[Mapping[type[Exception], ErrorCode]] = MappingProxyType(
         ValueError: "invalid_argument",
         DrainingError: "draining",
         LimitExceededError: "limit_exceeded",
+        AnswerRefusedError: "invalid_argument",
+        NoSuchQuestionError: "no_such_interrupt",
+        QuestionClosedError: "interrupt_closed",
         AuditUnavailableError: "unavailable",
         StoreUnavailableError: "unavailable",
         RunError: "unknown_error",
