@@ -88,7 +88,8 @@ def _schema_of(wanted: Any) -> dict[str, Any]:
         if "properties" in definition:
             definition.setdefault("additionalProperties", False)
     name = schema.get("$ref", "").removeprefix("#/$defs/")
-    if name in definitions and f'"#/$defs/{name}"' not in str(definitions):
+    refers_to_itself = f'"#/$defs/{name}"'.encode() in msgspec.json.encode(definitions)
+    if name in definitions and not refers_to_itself:
         schema = definitions.pop(name)
     return {**schema, **({"$defs": definitions} if definitions else {})}
 

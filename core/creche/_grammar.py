@@ -125,14 +125,16 @@ _CALLS: Final = frozenset({Bracket.TOOL_CALL, Bracket.RESULT})
 class Grammar:
     """What one run has said so far: enough to judge its next event. Not shared between runs."""
 
-    __slots__ = ("_open", "_openers", "_phase", "_suspended", "_used")
+    __slots__ = ("_open", "_openers", "_phase", "_segment", "_suspended", "_used")
 
     def __init__(self) -> None:
         self._phase = Phase.BEFORE
         self._open: dict[_Place, str | None] = {}  # {place: its sub-agent}, in order of opening
         self._used: dict[_Place, str | None] = {}  # the same of all that were ever open
         self._openers: dict[_Place, events.Event] = {}  # what opened those of `_open`
-        self._suspended: dict[str, events.Event] = {}  # {sub-agent: what started it}
+        self._segment = 0  # how often it began or went on
+        # {sub-agent: (the segment in which it was suspended, what started it)}
+        self._suspended: dict[str, tuple[int, events.Event]] = {}
 
     @property
     def phase(self) -> Phase:
@@ -200,7 +202,7 @@ class Grammar:
 
     def suspended(self) -> list[events.Event]:
         """What started the sub-agents that are suspended and not started again, outermost first."""
-        return [*reversed(self._suspended.values())]
+        return [event for _, event in reversed(self._suspended.values())]
 
     def subagents_below(self, subagent: str) -> set[str | None]:
         """That sub-agent and those below it that are open; who is below was opened later."""
@@ -215,6 +217,7 @@ class Grammar:
             if self._phase not in {Phase.BEFORE, Phase.PARKED}:
                 raise GrammarError(_refusal(event, f"does not come {self._phase.value}"))
             self._phase = Phase.RUNNING
+            self._segment += 1
             return
         if self._phase is not Phase.RUNNING and not (
             self._phase is Phase.BEFORE and verb is Verb.FAIL
@@ -236,7 +239,8 @@ class Grammar:
         owner: str | None,
     ) -> None:
         bracket, key, _ = place
-        goes_on = bracket is Bracket.SUBAGENT and key in self._suspended
+        suspended_in, _ = self._suspended.get(key, (self._segment, None))
+        goes_on = bracket is Bracket.SUBAGENT and suspended_in < self._segment
         spent = bracket in _SINGLE_USE and place in self._used and not goes_on
         if place in self._open or spent:
             raise GrammarError(_refusal(event, f"{bracket.value} {key!r} was opened before"))
@@ -254,6 +258,9 @@ class Grammar:
         self._openers[place] = event
         if goes_on:
             del self._suspended[key]
+            # What it still owes from before belongs within it, so that it is closed before it.
+            for inner in [inner for inner, of in self._open.items() if of == key]:
+                self._open[inner] = self._open.pop(inner)
 
     def _close_bracket(self, event: events.Event, place: _Place) -> None:
         bracket, key, _ = place
@@ -268,7 +275,7 @@ class Grammar:
                 still = ", ".join(f"{bracket.value} {name!r}" for bracket, name, _ in inner)
                 raise GrammarError(_refusal(event, f"{still} of it is still open"))
             if suspends:
-                self._suspended[key] = self._openers[place]
+                self._suspended[key] = (self._segment, self._openers[place])
         if isinstance(event, events.ToolCallResult):
             message = (Bracket.TEXT, event.message_id, None)  # that it becomes
             if self._used.get(message, self._open[place]) != self._open[place]:
