@@ -44,6 +44,8 @@ def chat(
         )
         if thread is not None:
             trio.run(conversation.show_history)
+            if question is None:
+                trio.run(conversation.answer_what_waits)
         code = _talk(conversation) if question is None else _ask_once(conversation, question)
     except* (CrecheError, DataDirectoryError, OSError) as errors:
         _tell(errors)

@@ -17,6 +17,7 @@ REASONS: Final = MappingProxyType(
         "disconnect": "nobody was watching",
         "superseded": "the thread was deleted",
         "shutdown": "the server was shut down",
+        "unanswered": "nobody answered its question in time",
     }
 )
 

@@ -249,6 +249,7 @@ const REASONS = {
   disconnect: "nobody was watching",
   superseded: "the thread was deleted",
   shutdown: "the server was shut down",
+  unanswered: "nobody answered its question in time",
 };
 
 // Why a run was stopped, with a colon before it; empty if the user did it.
