@@ -24,35 +24,35 @@ async def respond(client: Client, screen: Screen, interrupt: Mapping[str, Any]) 
     Returns the run that goes on; None if the question was answered elsewhere, or is over, or was
     declined and there is no run any more. Raises ClientError.
     """
-    run_id: str | None = None
+    _show(screen, interrupt)
+    while (answer := await _typed_in_time(client, screen, interrupt)) is not None:
+        try:
+            reply = await client.ask("input.respond", {"interrupt_id": interrupt["id"], **answer})
+        except RefusedCommandError as error:
+            screen.problem("not taken:", "yellow", str(error))
+            if error.code != "invalid_argument":
+                return None
+        else:
+            run_id: str | None = reply.get("parent_run_id") or reply.get("run_id")
+            return run_id
+    return None
 
-    async def ask() -> None:
-        nonlocal run_id
-        _show(screen, interrupt)
-        while True:
-            answer = await _typed(screen, interrupt)
-            try:
-                reply = await client.ask(
-                    "input.respond", {"interrupt_id": interrupt["id"], **answer}
-                )
-            except RefusedCommandError as error:
-                screen.problem("not taken:", "yellow", str(error))
-                if error.code != "invalid_argument":
-                    return
-            else:
-                run_id = reply.get("parent_run_id") or reply.get("run_id")
-                return
 
+async def _typed_in_time(
+    client: Client, screen: Screen, interrupt: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """What the person types; None if somebody else answers meanwhile, or the run ends."""
+    answer: dict[str, Any] | None = None
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
-            await client.coming()  # somebody else answered, or the run ended
+            await client.coming()
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
-        await ask()
+        answer = await _typed(screen, interrupt)
         nursery.cancel_scope.cancel()
-    return run_id
+    return answer
 
 
 def _show(screen: Screen, interrupt: Mapping[str, Any]) -> None:

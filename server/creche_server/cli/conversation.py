@@ -116,7 +116,7 @@ class Conversation:
             position = await self._end_of_the_log()
             async with open_client(self._api.url, self.thread_id, self._api.token) as client:
                 await client.ask("subscription.subscribe", position)
-                run_id = await respond(client, self._screen, interrupt)
+                run_id = await respond(client, self._screen, interrupt) or state["active_run"]
                 if run_id is not None:
                     self.begun = True
                     status = self._screen.waiting("thinking")
