@@ -26,7 +26,8 @@ class Infrastructure:
 
     `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
-    each call of an `approval=True` tool; without one such calls are refused.
+    each call of an `approval=True` tool; without one the user
+    is asked, as by `RunContext.ask`.
 
     Raises ValueError if an agent asks for a tool that is not there.
     """

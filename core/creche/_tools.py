@@ -102,7 +102,7 @@ def tool(
     of a module that a fresh interpreter can import, takes no ToolContext, and its result comes
     back as plain data.
 
-    `approval=True` asks the infrastructure's approver before every call.
+    `approval=True` asks the infrastructure's approver before every call, or the run's user.
 
     Raises ToolDefinitionError for a parameter without a type hint, `*args`, `**kwargs`, and a
     function that a process could not find.

@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     run_timeout: PositiveFloat = Limits().run_timeout
     turn_timeout: PositiveFloat = Limits().turn_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
+    answer_timeout: PositiveFloat = Limits().answer_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
@@ -107,6 +108,7 @@ class Settings(BaseSettings):
             run_timeout=self.run_timeout,
             turn_timeout=self.turn_timeout,
             tool_timeout=self.tool_timeout,
+            answer_timeout=self.answer_timeout,
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,
             runs_per_thread=self.runs_per_thread,

@@ -39,7 +39,7 @@ def run(program: list[str], folder: Path, **environment: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("name", ["embedded.py", "blocks.py", "careful.py"])
+@pytest.mark.parametrize("name", ["embedded.py", "blocks.py", "careful.py", "asking.py"])
 def test_an_example_prints_what_the_readme_says(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(block("file", name))
 
