@@ -59,6 +59,26 @@ def leave_behind(pids: str) -> str:
 
 
 @tool(process=True)
+def daemonise(pids: str, ends: bool) -> str:
+    """Start programs that leave: in a session of their own, with children, and orphans."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    program = subprocess.Popen(sleeping, start_new_session=True)
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.setsid()
+        child = subprocess.Popen(sleeping, start_new_session=True)
+        if not os.fork():  # its parent ends at once
+            os.setsid()
+            os.write(writing, f"{os.getpid()} {child.pid}".encode())
+            time.sleep(60)
+        os._exit(0)
+    _write(pids, os.getpid(), program.pid, *map(int, os.read(reading, 99).split()))
+    if not ends:
+        time.sleep(60)
+    return "done"
+
+
+@tool(process=True)
 def end(how: str) -> Any:  # noqa: PLR0912  a table of ways
     """End in one of many ways."""
     match how:

@@ -45,12 +45,14 @@ def context(
 
 
 def agent_of(body: Body, tools: tuple[Tool | str, ...] = ()) -> type[Agent]:
-    """An agent class whose `run` is that function; it may close over a test's events."""
+    """An agent class whose `run` is that function; it may close over a test's own objects."""
 
     async def run(self: object, run: RunContext) -> Any:
         return await body(run)
 
-    return type("Made", (), {"run": run, "tools": tools, "__doc__": "Made by a test."})
+    return type(
+        "Made", (), {"run": run, "tools": tools, "shared": (body,), "__doc__": "Made by a test."}
+    )
 
 
 async def say_hello(run: RunContext) -> str:

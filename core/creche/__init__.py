@@ -30,7 +30,9 @@ from creche._context import (
     ToolCallId,
     UserExecutionContext,
     UserId,
+    check_characters,
     check_id,
+    is_connection_of,
     logged_context,
     new_connection_id,
     new_id,
@@ -43,6 +45,7 @@ from creche._errors import (
     AuditTamperedError,
     AuditUnavailableError,
     CommitInDoubtError,
+    ConnectionMismatchError,
     CrecheError,
     DrainingError,
     EmitterClosedError,
@@ -113,8 +116,10 @@ from creche._store import (
     new_epoch,
 )
 from creche._supervisor import Supervisor, open_supervisor
-from creche._tool_calls import ToolPolicy
-from creche._tools import StopFlag, Tool, ToolContext, ToolResult, tool
+from creche._tool_calls import ToolPolicy, allow_every_tool
+from creche._tool_sources import ToolSource, ToolSourceContext, ToolSourceError
+from creche._tools import StopFlag, Tool, ToolContext, ToolResult, schema_tool, tool
+from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "AbandonedThread",
@@ -140,6 +145,7 @@ __all__ = [
     "Commit",
     "CommitInDoubtError",
     "ConnectionId",
+    "ConnectionMismatchError",
     "CrecheError",
     "DrainingError",
     "EmitterClosedError",
@@ -187,6 +193,9 @@ __all__ = [
     "RunStatistics",
     "RunStatus",
     "SecurityAudit",
+    "Span",
+    "SpanEnd",
+    "SpanStart",
     "Step",
     "StopFlag",
     "StopMeans",
@@ -214,20 +223,27 @@ __all__ = [
     "ToolPolicy",
     "ToolQuotas",
     "ToolResult",
+    "ToolSource",
+    "ToolSourceContext",
+    "ToolSourceError",
     "ToolSpec",
+    "Tracer",
     "UnknownAgentError",
     "Usage",
     "UserExecutionContext",
     "UserId",
     "UserMessage",
     "Verification",
+    "allow_every_tool",
     "assert_isolated",
+    "check_characters",
     "check_id",
     "decode_message",
     "encode_message",
     "end_lost_runs",
     "events",
     "interrupt_of",
+    "is_connection_of",
     "leaves",
     "logged_context",
     "new_connection_id",
@@ -239,6 +255,7 @@ __all__ = [
     "redact_text",
     "redact_value",
     "role_of",
+    "schema_tool",
     "split",
     "text_of",
     "tool",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import trio
 
-from creche._class_guard import ClassGuard, classes_of
+from creche._class_guard import ClassGuard
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
 from creche._errors import RunError, UnknownAgentError
-from creche._isolation import mutables
 from creche._messages import (
     AssistantMessage,
     FunctionCall,
@@ -23,20 +23,9 @@ from creche._messages import (
     ToolMessage,
 )
 from creche._models import TextDelta, ToolCallRequest
+from creche._owned import OwnedWalk, advice, classes_of, faults
 from creche._run_context import RunContext
-from creche._tools import Tool, ToolResult
-
-# Class attributes that Python, and those who make classes for us, keep their notes in.
-_PYTHONS: Final = frozenset(
-    {
-        *("__dict__", "__weakref__", "__annotations__", "__annotate__", "__annotate_func__"),
-        *("__annotations_cache__", "__orig_bases__", "__parameters__", "__abstractmethods__"),
-        *("__static_attributes__", "__firstlineno__", "__match_args__", "__slots__"),
-        *("__protocol_attrs__", "__non_callable_proto_members__", "__slotnames__"),
-        *("__subclasshook__", "__class_getitem__"),
-    }
-)
-_OF_LIBRARIES: Final = ("__dataclass_", "__struct_", "__pydantic_", "__attrs_")
+from creche._tools import Tool, ToolResult, check_names
 
 
 @runtime_checkable
@@ -44,7 +33,9 @@ class Agent(Protocol):
     """Code that answers. Its class is called without arguments, anew for every run.
 
     A class may name the tools that it calls in `tools`: `Tool` objects, or names of tools that
-    the process provides.
+    the process provides; and in `tool_sources` the sources whose tools each of its runs gets.
+    What its methods close over and all its runs share on purpose, such as a database client, it
+    names in `shared`, a tuple; see `check_agent_class`.
     """
 
     async def run(self, run: RunContext) -> Any:
@@ -66,13 +57,18 @@ class AgentDescription:
     def tools(self) -> tuple[Tool | str, ...]:
         return tuple(getattr(self.agent_class, "tools", ()))
 
+    @property
+    def tool_sources(self) -> tuple[str, ...]:
+        """Names of the sources that the process must provide, too."""
+        return tuple(getattr(self.agent_class, "tool_sources", ()))
+
 
 class AgentClassRegistry:
     """Which class answers to which name. Filled at start-up, then frozen and shared by all runs."""
 
     def __init__(self, agents: Mapping[str, type[Agent]] | None = None) -> None:
         self._agents: dict[str, AgentDescription] = {}
-        self._guards: dict[type, ClassGuard] = {}  # of all classes that agents are made of
+        self._guards: dict[int, ClassGuard] = {}  # {id of what it watches, and holds: guard}
         self._guards_of: dict[str, tuple[ClassGuard, ...]] = {}  # {agent: those of its classes}
         self._frozen = False
         for name, agent_class in (agents or {}).items():
@@ -90,8 +86,8 @@ class AgentClassRegistry:
         """Make a class known by a name.
 
         Raises TypeError for what is no agent class, and for one with a class attribute that runs
-        could change for each other; ValueError for a blank or taken name; RuntimeError once
-        frozen.
+        could change for each other; ValueError for a blank or taken name, and for two tools of one
+        name; RuntimeError once frozen.
         """
         if self._frozen:
             msg = f"the registry is frozen: register {name!r} before anything runs"
@@ -102,11 +98,12 @@ class AgentClassRegistry:
         if name in self._agents:
             msg = f"an agent named {name!r} is registered already"
             raise ValueError(msg)
-        check_agent_class(name, agent_class)
-        self._guards_of[name] = tuple(
-            self._guards.setdefault(each, ClassGuard(each)) for each in classes_of(agent_class)
-        )
-        named = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, str)]
+        check_names(requires, f"`requires` of agent {name!r}")
+        tools: Sequence[Tool | str] = getattr(agent_class, "tools", ())
+        names = (tool if isinstance(tool, str) else tool.name for tool in tools)
+        check_names(names, f"agent {name!r}")
+        self._guards_of[name] = self._guard(check_agent_class(name, agent_class))
+        named = [tool for tool in tools if isinstance(tool, str)]
         self._agents[name] = AgentDescription(
             name=name,
             agent_class=agent_class,
@@ -114,6 +111,17 @@ class AgentClassRegistry:
             version=version,
             requires=tuple(dict.fromkeys([*requires, *named])),
         )
+
+    def _guard(self, owned: Sequence[Sequence[tuple[str, object]]]) -> tuple[ClassGuard, ...]:
+        """A guard for each group of what no agent before owned, and the guards of the rest."""
+        guards: dict[ClassGuard, None] = {}
+        for group in owned:
+            unknown = [(path, item) for path, item in group if id(item) not in self._guards]
+            if unknown:
+                guard = ClassGuard(unknown)
+                self._guards.update({id(item): guard for _, item in unknown})
+            guards |= dict.fromkeys(self._guards[id(item)] for _, item in group)
+        return tuple(guards)
 
     def freeze(self) -> None:
         """From now on, refuse registrations."""
@@ -153,8 +161,17 @@ class AgentClassRegistry:
         return len(self._agents)
 
 
-def check_agent_class(name: str, agent_class: object) -> None:
-    """Raise TypeError unless this is an agent class that no run can leave something behind in."""
+def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, object], ...], ...]:
+    """Raise TypeError unless this is an agent class that no run can leave something behind in.
+
+    Refused is what its runs could change for each other, wherever its class, bases, metaclass,
+    nested classes and methods keep it: in attributes (of a method, too), default values, caches,
+    and in what methods and their decorators close over. What the class names in `shared` is its
+    maker's business, as is what a tool closes over that is no container. So are the globals that
+    its methods name: `creche scan` looks at these, in their module's source.
+
+    Returns what each class that it is made of owns, with its path.
+    """
     if not inspect.isclass(agent_class):
         msg = f"agent {name!r} must be a class, so that each run gets an instance of its own"
         raise TypeError(msg)
@@ -162,19 +179,24 @@ def check_agent_class(name: str, agent_class: object) -> None:
         msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
         raise TypeError(msg)
     _check_calls(name, agent_class)
-    tools = [tool for tool in getattr(agent_class, "tools", ()) if isinstance(tool, Tool)]
-    for owner in agent_class.__mro__[:-1]:
-        for attribute, value in vars(owner).items():
-            if attribute in _PYTHONS or attribute.startswith(_OF_LIBRARIES):
-                continue  # what belongs to the class as such
-            # What a method closes over is its maker's business; a default value is shared.
-            for path, found in mutables(value, infrastructure=tools, closures=False):
-                msg = (
-                    f"agent {name!r}: {owner.__name__}.{attribute}{path} is a "
-                    f"{type(found).__name__} that all runs would share; make it a tuple, a "
-                    "frozenset or a MappingProxyType, or set it in __init__"
-                )
-                raise TypeError(msg)
+    roots = classes_of(agent_class)
+    walk = OwnedWalk(roots, shared=_shared_by(name, agent_class), stops=(Tool,))
+    # What bases own is met before what is made of them, so that each thing is its first owner's.
+    owned = tuple(tuple(walk.over(root, root.__name__)) for root in reversed(roots))
+    for path, found in faults(walk, itertools.chain.from_iterable(owned)):
+        msg = f"agent {name!r}: {advice(path, found, place='on `self`')}; or name it in `shared`"
+        raise TypeError(msg)
+    return owned
+
+
+def _shared_by(name: str, agent_class: type) -> Iterator[object]:
+    """What the class and its bases say that runs share on purpose."""
+    for owner in agent_class.__mro__:
+        shared = vars(owner).get("shared", ())
+        if not isinstance(shared, tuple):
+            msg = f"agent {name!r}: {owner.__name__}.shared must be a tuple of what runs share"
+            raise TypeError(msg)
+        yield from cast("tuple[object, ...]", shared)
 
 
 def _check_calls(name: str, agent_class: type[Any]) -> None:
@@ -214,6 +236,7 @@ class ModelAgent:
 
     instructions: ClassVar[str] = "You are a helpful assistant."
     tools: ClassVar[tuple[Tool | str, ...]] = ()
+    tool_sources: ClassVar[tuple[str, ...]] = ()
     model: ClassVar[str] = "default"
 
     async def run(self, run: RunContext) -> None:

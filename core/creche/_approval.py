@@ -10,6 +10,8 @@ from typing import Final, Protocol
 import msgspec
 import trio
 
+from creche._audit import SecurityAudit
+from creche._auditing import note_mix_up_of
 from creche._barrier import split
 from creche._context import ToolCallId, UserExecutionContext, new_id
 from creche._redaction import redact_text
@@ -88,7 +90,13 @@ def objection(request: ApprovalRequest, answer: object) -> str | None:
     return None
 
 
-async def ask(approver: Approver | None, request: ApprovalRequest, seconds: float) -> str | None:
+async def ask(
+    approver: Approver | None,
+    request: ApprovalRequest,
+    seconds: float,
+    *,
+    audit: SecurityAudit | None = None,
+) -> str | None:
     """Ask, for at most so many seconds; None for a yes, otherwise why not, for the model."""
     if approver is None:
         return f"{NOT_APPROVED}: there is nobody here who could approve it."
@@ -96,6 +104,7 @@ async def ask(approver: Approver | None, request: ApprovalRequest, seconds: floa
         try:
             return objection(request, await approver.approve(request))
         except BaseException as error:  # noqa: BLE001  boundary: one question, which is a no
+            note_mix_up_of(audit, error, f"approval of {request.tool_name}", request.context)
             passing, _ = split(error)
             if passing is not None:
                 raise passing from None

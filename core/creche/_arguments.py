@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -19,6 +19,10 @@ from msgspec import inspect
 _T = TypeVar("_T")
 
 _FIELDS: Final = (inspect.StructType, inspect.DataclassType, inspect.TypedDictType)
+
+
+# Says in words what is wrong with an arguments object, or None.
+ArgumentsCheck = Callable[[Mapping[str, Any]], str | None]
 
 
 class ArgumentsError(ValueError):
@@ -42,6 +46,27 @@ def parse_arguments(text: str, arguments: type[_T], shape: inspect.Type) -> _T:
     if extra is not None:
         raise ArgumentsError(extra)
     return checked
+
+
+def parse_object(text: str, check: ArgumentsCheck) -> dict[str, Any]:
+    """The arguments as plain data that `check` has nothing to say against.
+
+    Empty text is an empty object. Raises ArgumentsError.
+    """
+    text = text or "{}"
+    try:
+        # Twice: msgspec knows no NaN and no Infinity, which are no JSON; the other no key twice.
+        made = msgspec.json.decode(text, type=dict[str, Any])
+        plain_arguments(text)
+        wrong = check(made)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise ArgumentsError(str(error)) from None
+    except RecursionError:
+        msg = "they are nested too deeply"
+        raise ArgumentsError(msg) from None
+    if wrong is not None:
+        raise ArgumentsError(wrong)
+    return made
 
 
 def plain_arguments(text: str) -> Any:

@@ -17,7 +17,7 @@ from creche import _events as events
 from creche._answer_schema import AnswerForm
 from creche._approval import Approval, ApprovalRequest
 from creche._context import RunId, new_id
-from creche._emitter import EngineVoice, redact_json
+from creche._emitter import EngineVoice
 from creche._errors import (
     AnswerRefusedError,
     QuestionClosedError,
@@ -25,7 +25,7 @@ from creche._errors import (
     RunError,
 )
 from creche._limits import Limits
-from creche._redaction import printable, redact_value
+from creche._redaction import printable, redact_json, redact_value
 from creche._run_life import RunLife
 from creche._run_rows import run_record
 from creche._store import QuestionRecord, QuestionStatus, now

@@ -29,14 +29,7 @@ from creche._audit_chain import (
 )
 from creche._audit_folding import Draft, Key, Window, key_of, shown
 from creche._audit_sinks import AuditQuery, AuditSink
-from creche._barrier import leaves
-from creche._context import UserExecutionContext
-from creche._errors import (
-    AuditTamperedError,
-    AuditUnavailableError,
-    IsolationError,
-    LimitExceededError,
-)
+from creche._errors import AuditTamperedError, AuditUnavailableError
 
 _log: Final = logging.getLogger("creche.audit")
 
@@ -226,38 +219,6 @@ class SecurityAudit:
             window.draft.absorb(draft)
             draft.error = error
             draft.done.set()
-
-
-async def record_limit(
-    audit: SecurityAudit | None,
-    context: UserExecutionContext,
-    error: LimitExceededError,
-    operation: str,
-) -> None:
-    """Record a limit on runs that somebody met. Raises AuditUnavailableError."""
-    if audit is not None:
-        await audit.record(
-            "limit_hit",
-            user=context.user_id,
-            resource="runs",
-            operation=operation,
-            outcome=error.message,
-            correlation_id=context.correlation_id,
-        )
-
-
-def note_mix_up(audit: SecurityAudit | None, error: BaseException, operation: str) -> None:
-    """Record the mix-ups among what somebody raised; for the boundary that stops it."""
-    for leaf in leaves(error):
-        if audit is not None and isinstance(leaf, IsolationError):
-            audit.record_nowait(
-                leaf.kind,
-                user=leaf.user,
-                claimed_owner=leaf.owner,
-                resource="journal",
-                operation=operation,
-                outcome="stopped",
-            )
 
 
 @contextlib.asynccontextmanager

@@ -210,6 +210,8 @@ class JsonlSink:
             try:
                 _write_all(file.fileno(), data)
                 self._replace_head(head)
+            # Boundary: one group of records, which is there whole or not at all, whatever ends
+            # this thread; it is raised again.
             except BaseException:
                 # Nobody was answered for these. Should this fail too, `load` finds them.
                 with contextlib.suppress(OSError):

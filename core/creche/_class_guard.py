@@ -1,77 +1,194 @@
-"""Notices that a run wrote to its agent's class, which other runs share, and puts it back.
+"""Notices that a run wrote to what its agent's class owns, which other runs share; puts it back.
 
-A class can't be locked, so it is compared with what it was at registration: before an instance
-is made of it, so that no later run sees what an earlier one left there, and when a run ends.
-Who wrote cannot be known while several runs of the class are alive; each of them may also have
-read what another wrote. So all of these fail, and none that begins later.
+A class can't be locked, nor a function, so they are compared with what they were at registration:
+before an instance is made, so that no later run sees what an earlier one left there, and when a
+run ends. Who wrote cannot be known while several runs of the class are alive; each of them may
+also have read what another wrote. So all of these fail, and none that begins later.
+
+Compared are class attributes, the attributes of functions (their code and default values, too),
+and the variables that these close over. A variable belongs to the function around the class, as
+well, which may set it later: while no run of the class is alive, it is taken as it is.
 """
 
 from __future__ import annotations
 
-import inspect
+import functools
 import logging
-from collections.abc import Iterable, Mapping
-from operator import is_
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, starmap
+from operator import attrgetter, is_
+from types import CellType, FunctionType, MappingProxyType
+from typing import Any, Final, NamedTuple, cast
 
 from creche._errors import RunError
+from creche._isolation import EMPTY, contents_of
+from creche._owned import is_written_late
 
 _log: Final = logging.getLogger("creche.isolation")
 
-# Whom Python itself owns; `object` is among them.
-_PYTHONS_MODULES: Final = frozenset({"abc", "builtins", "typing", "typing_extensions"})
-# What Python itself writes to a class after its making: on the first look at its annotations,
-# and when an instance is first copied.
-_PYTHONS_NAMES: Final = frozenset({"__annotations__", "__annotations_cache__", "__slotnames__"})
+# What can be written to them, beside what is in their dicts; a function's may be replaced, too.
+# A function's name and annotations are let be: they cost more to look at than they could carry.
+_OF_CLASSES: Final = ("__name__", "__qualname__", "__bases__", "__class__")
+_OF_FUNCTIONS: Final = ("__code__", "__defaults__", "__kwdefaults__", "__dict__", "__doc__")
+
+_IMMUTABLE: Final = 1 << 8  # CPython's flag on a class, Py_TPFLAGS_IMMUTABLETYPE
+
+_classes_now: Final = attrgetter(*_OF_CLASSES)
+_functions_now: Final = attrgetter(*_OF_FUNCTIONS)
 
 
 class IsolationViolationError(RunError):
-    """A run changed what other runs share."""
+    """A run changed what other runs share: `classes`, by name."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, classes: Sequence[str]) -> None:
         super().__init__(message, code="isolation_violation")
+        self.classes = tuple(classes)
+
+
+class _Names(NamedTuple):
+    """The names that something has, in a dict that runs could write to."""
+
+    path: str
+    owner: object
+    now: Mapping[str, Any]  # a live view, if the owner is a class, and else the dict
+    was: Mapping[str, Any]
+
+    def changes(self) -> Iterator[_Change]:
+        for name in {*self.now, *self.was}:
+            was, now = self.was.get(name, EMPTY), self.now.get(name, EMPTY)
+            if was is now or self._may_change(name):
+                continue
+            yield _Change(f"{self.path}.{name}", functools.partial(self._put, name, was))
+
+    def _may_change(self, name: str) -> bool:
+        if isinstance(self.owner, type):
+            return is_written_late(self.owner, name)
+        # What an object works out from itself it may keep.
+        return isinstance(getattr(type(self.owner), name, None), functools.cached_property)
+
+    def _put(self, name: str, value: object) -> None:
+        if isinstance(self.owner, type):
+            # Past what the metaclass makes of it.
+            if value is EMPTY:
+                type.__delattr__(self.owner, name)
+            else:
+                type.__setattr__(self.owner, name, value)
+            return
+        names = cast("dict[str, Any]", self.now)
+        if value is EMPTY:
+            del names[name]
+        else:
+            names[name] = value
+
+
+class _Change(NamedTuple):
+    path: str
+    undo: Callable[[], None]
 
 
 class ClassGuard:
-    """One class as it was at registration. Shared by all runs; holds nothing of any of them."""
+    """What classes own, as it was at registration. Shared by all runs; holds nothing of any.
 
-    __slots__ = ("_attributes", "_guarded", "_names", "_values", "breaches")
+    `owned` is a part of what `check_agent_class` returns.
+    """
 
-    def __init__(self, guarded: type) -> None:
-        self._guarded = guarded
-        self._attributes: Mapping[str, Any] = MappingProxyType(dict(vars(guarded)))
-        self._names = tuple(self._attributes)
-        self._values = tuple(self._attributes.values())
+    __slots__ = (
+        *("_cells", "_classes", "_contents", "_empty", "_functions", "_keys", "_lengths", "_names"),
+        *("_noted", "_owned", "_values", "_was", "alive", "breaches"),
+    )
+
+    def __init__(self, owned: Iterable[tuple[str, object]]) -> None:
+        self._owned = tuple(owned)
+        items = [item for _, item in self._owned]
+        self._classes = tuple(
+            item for item in items if isinstance(item, type) and not item.__flags__ & _IMMUTABLE
+        )
+        self._functions = tuple(item for item in items if isinstance(item, FunctionType))
+        self._cells = tuple(item for item in items if isinstance(item, CellType))
+        self._contents = tuple(map(contents_of, self._cells))
+        self._was = (
+            tuple(map(_classes_now, self._classes)),
+            tuple(map(_functions_now, self._functions)),
+        )
+        self._names = tuple(chain.from_iterable(starmap(_names_of, self._owned)))
+        self.alive = 0  # runs that have begun and not ended
         self.breaches = 0  # how often it was found changed, and put back
+        self._note()
+
+    @property
+    def name(self) -> str:
+        """Of the class whose it is."""
+        return self._owned[0][0].partition(".")[0]
 
     def check(self) -> None:
-        """Count a breach, log it and put the class back, if it is not as it was."""
-        now = vars(self._guarded)
+        """Count a breach, log it and put things back, if they are not as they were."""
         # All in C: this is done at the beginning and at the end of each run.
-        if tuple(now) == self._names and all(map(is_, now.values(), self._values)):
+        if (
+            not any(self._empty)
+            and tuple(map(len, self._values)) == self._lengths
+            and all(map(is_, self._now(), self._noted))
+        ):
             return
-        written = sorted(name for name in {*now, *self._names} if self._is_changed(name))
-        for name in written:
-            if name in self._attributes:
-                type.__setattr__(self._guarded, name, self._attributes[name])
-            else:
-                type.__delattr__(self._guarded, name)
+        written = sorted(self._changes())
+        for _, undo in written:
+            undo()
         # The order may be another now, and Python may have added what is its own.
-        self._names, self._values = tuple(now), tuple(now.values())
+        self._contents = tuple(map(contents_of, self._cells))
+        self._note()
         if written:
             self.breaches += 1
-            _log.error(
-                "a run wrote to its agent's class, which was put back: %s.%s",
-                self._guarded.__name__,
-                ", ".join(written),
-            )
+            paths = ", ".join(path for path, _ in written)
+            _log.error("a run wrote to its agent's class, which was put back: %s", paths)
 
-    def _is_changed(self, name: str) -> bool:
-        if name in _PYTHONS_NAMES:
-            return False
-        absent = self  # no class has its own guard for an attribute
-        return vars(self._guarded).get(name, absent) is not self._attributes.get(name, absent)
+    def _note(self) -> None:
+        """Write down what there is, for `check` to compare it quickly."""
+        some = [names.now for names in self._names if names.now]
+        self._empty = tuple(names.now for names in self._names if not names.now)
+        self._keys = tuple(names.keys() for names in some)  # live views
+        self._values = tuple(names.values() for names in some)
+        self._lengths = tuple(map(len, self._values))
+        self._noted = tuple(self._now())
+
+    def _now(self) -> Iterator[object]:
+        return chain(
+            chain.from_iterable(self._keys),
+            chain.from_iterable(self._values),
+            chain.from_iterable(map(_classes_now, self._classes)),
+            chain.from_iterable(map(_functions_now, self._functions)),
+            map(contents_of, self._cells),
+        )
+
+    def _changes(self) -> Iterator[_Change]:
+        paths = {id(item): path for path, item in self._owned}
+        for items, names, was in (
+            (self._classes, _OF_CLASSES, self._was[0]),
+            (self._functions, _OF_FUNCTIONS, self._was[1]),
+        ):
+            for item, values in zip(items, was, strict=True):
+                for name, value in zip(names, values, strict=True):
+                    if getattr(item, name) is not value:
+                        put = type.__setattr__ if isinstance(item, type) else setattr
+                        undo = functools.partial(put, item, name, value)
+                        yield _Change(f"{paths[id(item)]}.{name}", undo)
+        yield from chain.from_iterable(names.changes() for names in self._names)
+        for cell, held in zip(self._cells, self._contents, strict=True):
+            # Until it has a value, the function around the class has yet to come to that line.
+            if self.alive and held is not EMPTY and contents_of(cell) is not held:
+                undo = functools.partial(setattr, cell, "cell_contents", held)
+                yield _Change(paths[id(cell)], undo)
+
+
+def _names_of(path: str, item: object) -> Iterator[_Names]:
+    """The dicts of what a class owns."""
+    found: dict[str, Any] = {"": getattr(item, "__dict__", None)}
+    if isinstance(item, FunctionType):
+        found[".__kwdefaults__"] = item.__kwdefaults__
+    elif isinstance(item, functools.partial):
+        found[".keywords"] = item.keywords
+    for step, names in found.items():
+        if isinstance(names, (dict, MappingProxyType)):
+            live = cast("Mapping[str, Any]", names)
+            yield _Names(path + step, item, live, MappingProxyType(dict(live)))
 
 
 class ClassWatch:
@@ -86,24 +203,23 @@ class ClassWatch:
         """An instance is about to be made: the class is as it was registered."""
         for guard in guards:
             guard.check()
-            self._seen.setdefault(guard, guard.breaches)
+            if guard not in self._seen:
+                guard.alive += 1
+                self._seen[guard] = guard.breaches
 
     def end(self) -> IsolationViolationError | None:
         """The run's agents have ended: why it failed, if one of their classes was written to."""
-        violated = False
+        violated: list[str] = []
         for guard, breaches in self._seen.items():
             guard.check()
-            violated = violated or guard.breaches != breaches
+            if guard.breaches != breaches:
+                violated.append(guard.name)
+            guard.alive -= 1
+        self._seen.clear()
         if not violated:
             return None
         return IsolationViolationError(
             "While this run was alive, something was written to its agent's class, which all runs "
-            "share. It was put back; keep what belongs to a run on `self`."
+            "share. It was put back; keep what belongs to a run on `self`.",
+            classes=violated,
         )
-
-
-def classes_of(agent_class: type) -> tuple[type, ...]:
-    """The classes that an agent is made of, without those that Python brings."""
-    return tuple(
-        each for each in inspect.getmro(agent_class) if each.__module__ not in _PYTHONS_MODULES
-    )

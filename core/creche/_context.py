@@ -20,7 +20,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from types import MappingProxyType
 from typing import Any, Final, NewType, cast
 
-from creche._errors import InvalidContextError
+from creche._errors import ConnectionMismatchError, InvalidContextError
 from creche._isolation import assert_isolated
 from creche._redaction import redact_value
 
@@ -33,6 +33,8 @@ MessageId = NewType("MessageId", str)
 ToolCallId = NewType("ToolCallId", str)
 
 MAX_ID_LENGTH: Final = 256  # characters
+_NONCE_LENGTH: Final = 32  # characters of a connection's id before its owner's mark
+_MARK_LENGTH: Final = 16
 MAX_DEPTH: Final = 10  # children below the context of the request
 
 _PLACEHOLDERS: Final = frozenset(
@@ -67,6 +69,16 @@ _RESERVED_METADATA: Final = frozenset(
         "connection_id",
     },
 )
+# {category: what a character of it is}
+_MISLEADING: Final = MappingProxyType(
+    {
+        "Cc": "control characters",
+        "Cf": "characters that are invisible or turn the direction of writing",
+        "Cs": "halves of surrogate pairs",
+        "Zl": "line separators",
+        "Zp": "paragraph separators",
+    },
+)
 # Whatever cannot be changed. An object of any other kind could be shared by two runs.
 _PLAIN: Final = (
     *(str, int, float, complex, bytes, type(None), date, time, timedelta),
@@ -85,8 +97,20 @@ def new_connection_id(user_id: UserId) -> ConnectionId:
     return ConnectionId(f"{nonce}-{_owner_mark(nonce, user_id)}")
 
 
+def is_connection_of(connection_id: str, user_id: UserId) -> bool:
+    """Whether that is the id of a connection of that user's, and not of another's.
+
+    Raises InvalidContextError for what is no connection's id.
+    """
+    nonce, _, mark = connection_id.rpartition("-")
+    if len(nonce) != _NONCE_LENGTH or len(mark) != _MARK_LENGTH:
+        msg = "connection_id must be one that `new_connection_id` made"
+        raise InvalidContextError(msg)
+    return mark == _owner_mark(nonce, user_id)
+
+
 def _owner_mark(nonce: str, user_id: UserId) -> str:
-    return hashlib.sha256(f"{nonce}:{user_id}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{nonce}:{user_id}".encode()).hexdigest()[:_MARK_LENGTH]
 
 
 def _checked_text(field: str, value: object) -> str:
@@ -103,9 +127,7 @@ def _checked_text(field: str, value: object) -> str:
     if len(value) > MAX_ID_LENGTH:
         msg = f"{field} must not be longer than {MAX_ID_LENGTH} characters (it has {len(value)})"
         raise InvalidContextError(msg)
-    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
-        msg = f"{field} must not contain control characters"
-        raise InvalidContextError(msg)
+    check_characters(field, value)
     return value
 
 
@@ -123,6 +145,20 @@ def check_id(field: str, value: object) -> str:
         msg = f"{field} must be a real id, and this starts like a placeholder"
         raise InvalidContextError(msg)
     return value
+
+
+def check_characters(field: str, value: str) -> None:
+    """Raise InvalidContextError if a character in it could make a log line or a page lie.
+
+    These are of the categories in Unicode's chapter 4.5: control characters (Cc), line and
+    paragraph separators (Zl, Zp), what is invisible or turns the direction of writing (Cf), and
+    halves of surrogate pairs (Cs).
+    """
+    for character in value:
+        told = _MISLEADING.get(unicodedata.category(character))
+        if told is not None:
+            msg = f"{field} must not contain {told} (U+{ord(character):04X})"
+            raise InvalidContextError(msg)
 
 
 def frozen(value: Any) -> Any:
@@ -243,16 +279,15 @@ class UserExecutionContext:
     def with_connection(self, connection_id: ConnectionId) -> UserExecutionContext:
         """The same identity with the connection that the request came through.
 
-        Raises InvalidContextError for an id that `new_connection_id` did not make for this
-        user, and if there is a connection already.
+        Raises InvalidContextError for an id that `new_connection_id` did not make, and if there
+        is a connection already; one of its kinds, ConnectionMismatchError, for another user's.
         """
         check_id("connection_id", connection_id)
+        if not is_connection_of(connection_id, self.user_id):
+            msg = "connection_id is not of a connection of this user's"
+            raise ConnectionMismatchError(msg, user=self.user_id)
         if self.connection_id is not None:
             msg = "this context has a connection already; a request comes through one"
-            raise InvalidContextError(msg)
-        nonce, _, mark = connection_id.rpartition("-")
-        if not nonce or mark != _owner_mark(nonce, self.user_id):
-            msg = "connection_id is not of a connection of this user's"
             raise InvalidContextError(msg)
         return dataclasses.replace(self, connection_id=connection_id)
 

@@ -14,19 +14,22 @@ from creche import _events as events
 from creche._activities import Activities
 from creche._ambient import look_around, surroundings
 from creche._approval import Approver
+from creche._audit import SecurityAudit
 from creche._context import MessageId, ToolCallId, UserExecutionContext, logged_as, new_id
 from creche._emitter import EventEmitter, new_tool_call_id, timestamp
 from creche._errors import CrecheError, EmitterClosedError
 from creche._journal import Journal
 from creche._limits import Limits
 from creche._models import ToolSpec
-from creche._outcome import AbandonedThread, tools_to_dict
+from creche._outcome import AbandonedThread
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
 from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
+from creche._tool_sources import ToolSource, open_tool_sources
 from creche._tools import Tool, ToolResult, failure
+from creche._tracing import OTHER, SpanEnd, Spans, Tracer
 
 _WANTED: Final = "tools= or infrastructure="
 
@@ -42,6 +45,10 @@ class ToolInfrastructure(Protocol):
     def tool_policy(self) -> ToolPolicy: ...
     @property
     def approver(self) -> Approver | None: ...
+    @property
+    def audit(self) -> SecurityAudit | None: ...
+    @property
+    def tracer(self) -> Tracer | None: ...
 
 
 class ToolDispatcher:
@@ -58,11 +65,14 @@ class ToolDispatcher:
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
         person: Approver | None = None,
+        audit: SecurityAudit | None = None,
         tally: ToolTally | None = None,
         activities: Activities | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self._tally = tally or ToolTally()
         self._activities = activities or Activities()
+        self._spans = spans or Spans.of_run(None, context)
         self._calls = ToolCalls(
             context,
             tools,
@@ -70,7 +80,7 @@ class ToolDispatcher:
             share=share,
             policy=policy,
             approver=approver,
-            person=person,
+            audit=audit,
             tally=self._tally,
         )
         self._context = context
@@ -80,6 +90,7 @@ class ToolDispatcher:
         self._policy = policy
         self._approver = approver
         self._person = person
+        self._audit = audit
         self._live: dict[trio.CancelScope, str] = {}  # {of a call under way: its tool}
         self._closed = False
         self._over = trio.lowlevel.ParkingLot()
@@ -93,16 +104,20 @@ class ToolDispatcher:
         *,
         tools: Iterable[Tool] | None = None,
         infrastructure: ToolInfrastructure | None = None,
+        tool_sources: Mapping[str, ToolSource] | None = None,
         limits: Limits | None = None,
         quotas: ToolQuotas | None = None,
     ) -> AsyncIterator[ToolDispatcher]:
         """A dispatcher without an engine or a supervisor, for as long as the block.
 
         `tools` are those that may be called: the infrastructure's if they are not given. Policy,
-        approver and limits are the infrastructure's, too, or those of what
+        approver, limits and audit are the infrastructure's, too, or those of what
         `compat.open_infrastructure` has opened around; without either all tools are allowed, and
         nobody can approve. The user's rate and threads are counted for this block alone, unless
         it is given `quotas` (or there are some around): these have the limits they were made with.
+
+        `tool_sources` are opened for the block, and closed with it. An infrastructure's are not
+        opened by themselves, since each may take seconds: pass those that are wanted.
 
         Its events go to `dispatcher.journal`, in memory, which is a run's whole and valid log
         once the block has ended. Log lines from within the block say whose they are.
@@ -111,7 +126,8 @@ class ToolDispatcher:
         through it; these get a result that says so. It waits for them, at most
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
-        Raises CrecheError if there is nothing to take tools from.
+        Raises CrecheError if there is nothing to take tools from, ToolSourceError if a source
+        cannot be opened, and ValueError for two tools of one name.
         """
         if infrastructure is None:
             around = surroundings.get() if tools is not None else look_around(_WANTED)
@@ -121,27 +137,50 @@ class ToolDispatcher:
         if tools is None:
             tools = infrastructure.tools if infrastructure else ()
         limits = limits or (infrastructure.limits if infrastructure else Limits())
-        async with open_own_log(context, limits) as log:
+        audit = infrastructure.audit if infrastructure else None
+        async with open_own_log(context, limits, audit=audit) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
-                dispatcher = cls(
-                    context,
-                    tools,
-                    log.emitter,
-                    limits,
-                    share=share,
-                    policy=infrastructure.tool_policy if infrastructure else allow_every_tool,
-                    approver=infrastructure.approver if infrastructure else None,
-                )
-                dispatcher._journal = log.journal
-                with logged_as(context):
-                    try:
-                        yield dispatcher
-                    finally:
-                        await dispatcher._close()
-                        log.receipt.update(dispatcher.receipt)
+                tally = ToolTally()
+                try:
+                    async with open_tool_sources(
+                        tool_sources or {},
+                        tuple(tools),
+                        context,
+                        limits,
+                        killed=tally.killed.append,
+                        outlived=tally.abandon,
+                    ) as all_tools:
+                        dispatcher = cls(
+                            context,
+                            all_tools,
+                            log.emitter,
+                            limits,
+                            share=share,
+                            policy=infrastructure.tool_policy
+                            if infrastructure
+                            else allow_every_tool,
+                            approver=infrastructure.approver if infrastructure else None,
+                            audit=audit,
+                            tally=tally,
+                            spans=Spans.of_run(
+                                infrastructure.tracer if infrastructure else None, context
+                            ),
+                        )
+                        dispatcher._journal = log.journal
+                        with logged_as(context):
+                            try:
+                                yield dispatcher
+                            finally:
+                                await dispatcher._close()
+                finally:
+                    log.receipt.update(tally.receipt)
 
     def for_subagent(
-        self, context: UserExecutionContext, tools: Iterable[Tool], emitter: EventEmitter
+        self,
+        context: UserExecutionContext,
+        tools: Iterable[Tool],
+        emitter: EventEmitter,
+        spans: Spans,
     ) -> ToolDispatcher:
         """A dispatcher of a sub-agent's own tools, under this one's limits, budget and policy."""
         return ToolDispatcher(
@@ -153,8 +192,10 @@ class ToolDispatcher:
             policy=self._policy,
             approver=self._approver,
             person=self._person,
+            audit=self._audit,
             tally=self._tally,
             activities=self._activities,
+            spans=spans,
         )
 
     @property
@@ -188,7 +229,7 @@ class ToolDispatcher:
     @property
     def receipt(self) -> dict[str, Any]:
         """What became of tools that did not end by themselves, as a receipt tells it."""
-        return tools_to_dict(self._tally.stopped, self._tally.abandoned, self._tally.killed)
+        return self._tally.receipt
 
     async def dispatch(
         self,
@@ -211,17 +252,23 @@ class ToolDispatcher:
         name = printable(name)
         call_id = tool_call_id or new_tool_call_id()
         arguments, faulty = _as_json(params)
-        with self._under_way(name) as scope:
+        # A name that the model made up may have anything in it.
+        told = name if name in self._calls.tools else OTHER
+        with (
+            self._spans.block("tool", told, tool_call_id=call_id) as span,
+            self._under_way(name) as scope,
+        ):
             await self._emitter.call(call_id, name, arguments, parent_message_id)
             result = failure(call_id, "The tool was stopped: its dispatcher's block ended.")
             with scope:
                 if faulty is None:
                     # Again, since the task that calls need not be one of the block's.
                     with logged_as(self._context):
-                        result = await self._calls.result(call_id, name, arguments)
+                        result = await self._calls.result(call_id, name, arguments, self._person)
                 else:
                     result = faulty(call_id)
             self._tally.failures += not result.ok
+            span.ends(_end_of(result, stopped=scope.cancelled_caught))
             await self._say(result)
         return result
 
@@ -267,6 +314,12 @@ class ToolDispatcher:
         self._tally.abandoned.extend(
             AbandonedThread(name=name, since=since) for name in self._live.values()
         )
+
+
+def _end_of(result: ToolResult, *, stopped: bool) -> SpanEnd:
+    if stopped:
+        return SpanEnd(status="cancelled", code="dispatcher_closed")
+    return SpanEnd(status="success" if result.ok else "failed", code=result.code)
 
 
 def _told_of(result: ToolResult) -> dict[str, Any]:

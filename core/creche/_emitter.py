@@ -14,27 +14,27 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 import trio
 
 from creche import _events as events
+from creche._auditing import note_refusal
 from creche._context import MessageId, RunId, ToolCallId, UserExecutionContext, new_id
 from creche._errors import (
     EmitterClosedError,
     GrammarError,
-    IsolationError,
     LimitExceededError,
 )
+from creche._event_redaction import REDACTIONS, redact_data
 from creche._grammar import Bracket, Grammar, Phase
 from creche._journal import Entry, Journal
 from creche._limits import Limits
 from creche._messages import Message
-from creche._redaction import redact_text, redact_value
 from creche._store import QuestionRecord, RunRecord, StoredMessage
+from creche._streamed_redaction import Scan
 from creche._transcript import Transcript
 
 _EVENTS_PER_YIELD: Final = 32  # a checkpoint costs as much as two or three events
@@ -110,17 +110,13 @@ class EventEmitter:
     def __init__(self, context: UserExecutionContext, journal: Journal, limits: Limits) -> None:
         if (journal.user_id, journal.thread_id) != (context.user_id, context.thread_id):
             msg = "an emitter speaks on the journal of its own context's thread only"
-            raise IsolationError(
-                msg,
-                kind="event_injection",
-                user=context.user_id,
-                owner=journal.user_id,
-            )
+            raise journal.injection(msg, "make an emitter", context)
         self._context = context
         self._journal = journal
         self._limits = limits
         self._grammar = Grammar()
         self._transcript = Transcript()
+        self._scans: dict[ToolCallId, Scan] = {}  # of the arguments said so far
         self._subagent: str | None = None  # whom it speaks for, if not for the run's own agent
         self._text: MessageId | None = None  # the message that `text` is writing
         self._pause = Pause()
@@ -147,6 +143,8 @@ class EventEmitter:
         if _is_the_engines(event) and self._grammar.phase is not Phase.ENDED:
             msg = f"{type(event).__name__} is the engine's to say, not an agent's"
             raise GrammarError(msg)
+        if event.metadata is not None:
+            event = msgspec.structs.replace(event, metadata=redact_data(event.metadata))
         if self._pause.lasts:
             if isinstance(event, events.ToolCallResult):  # nothing may take it away any more
                 self._pause.keep(functools.partial(self._say, event, barrier=True))
@@ -289,16 +287,25 @@ class EventEmitter:
         messages: tuple[StoredMessage, ...] = (),
         questions: tuple[QuestionRecord, ...] = (),
     ) -> Entry:
-        redact = _REDACTIONS.get(type(event))
+        scan = None
+        redact = REDACTIONS.get(type(event))
         if redact is not None:
-            event = redact(event)
+            event, scan = redact(event, self._scans)
         # First what can fail: an event that is not said must leave nothing behind.
         encoded = events.encode_unnumbered(event)
         if self._said_bytes + len(encoded) > most:
             msg = f"a run may say at most {most:,.0f} bytes"
+            note_refusal(
+                self._journal.audit,
+                "limit_hit",
+                self._context,
+                resource="bytes of a run",
+                operation="speak",
+                outcome=msg,
+            )
             raise LimitExceededError(msg)
         if runs:
-            self._journal.check_owned(runs)
+            self._journal.check_owned(runs, self._context)
         try:
             self._grammar.accept(event)
         except GrammarError:
@@ -306,10 +313,12 @@ class EventEmitter:
                 msg = "the run has ended, so it says nothing more"
                 raise EmitterClosedError(msg) from None
             raise
+        if scan is not None:
+            self._scans.update(scan)
         self._transcript.add(event)
         entry = self._journal.append_encoded(
             encoded,
-            speaker=self._context.user_id,
+            speaker=self._context,
             barrier=barrier,
             runs=runs,
             messages=messages,
@@ -435,7 +444,7 @@ class SubagentEmitter(EventEmitter):
     def __init__(self, parent: EventEmitter, context: UserExecutionContext) -> None:
         if context.run_id != parent._context.run_id:
             msg = "a sub-agent speaks in the run of its parent only"
-            raise IsolationError(msg)
+            raise parent._journal.injection(msg, "make a sub-agent's emitter", context)
         super().__init__(context, parent._journal, parent._limits)
         self._parent = parent
         self._grammar = parent._grammar
@@ -511,39 +520,6 @@ def _is_the_engines(event: events.Event) -> bool:
     return isinstance(event, _OF_THE_RUN) or (
         isinstance(event, events.SubagentFinished) and event.outcome is not None
     )
-
-
-def redact_json(text: str) -> str:
-    """JSON text with the values under secret-looking keys replaced; other text as it is."""
-    try:
-        value = msgspec.json.decode(text)
-        redacted = redact_value(value)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        # A model's arguments may break off: what looks like an object is cleaned as a sentence.
-        return redact_text(text) if text.lstrip().startswith(("{", "[")) else text
-    return text if redacted == value else msgspec.json.encode(redacted).decode()
-
-
-def _redact_args(event: Any) -> Any:
-    return msgspec.structs.replace(event, delta=redact_json(event.delta))
-
-
-def _redact_content(event: Any) -> Any:
-    return msgspec.structs.replace(event, content=redact_json(event.content))
-
-
-def _redact_message(event: Any) -> Any:
-    return msgspec.structs.replace(event, message=redact_text(event.message))
-
-
-_REDACTIONS: Final[Mapping[type[Any], Callable[[Any], Any]]] = MappingProxyType(
-    {
-        events.ToolCallArgs: _redact_args,
-        events.ToolCallResult: _redact_content,
-        events.RunError: _redact_message,
-        events.SubagentError: _redact_message,
-    },
-)
 
 
 def new_tool_call_id() -> ToolCallId:

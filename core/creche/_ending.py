@@ -17,13 +17,15 @@ from creche._run_life import RunLife
 from creche._statistics import RunStatistics, Tally
 from creche._task_tree import names_of_tasks
 from creche._tool_calls import ToolTally
+from creche._tracing import SpanBlock
 
 
 class Ending:
     """Of one run, filled by its engine."""
 
-    def __init__(self, life: RunLife) -> None:
+    def __init__(self, life: RunLife, span: SpanBlock) -> None:
         self._life = life
+        self.span = span  # the run's own
         self.started = trio.current_time()
         self.tools = ToolTally()
         self.tally = Tally()
@@ -59,11 +61,14 @@ class Ending:
             # A nursery takes any Cancelled for its own; success it was not.
             self.failure = CrecheError("the agent raised a Cancelled that nobody sent")
 
-    def outcome(self, usage: tuple[events.TokenUsage, ...] | None) -> RunOutcome:
+    def outcome(
+        self,
+        usage: tuple[events.TokenUsage, ...] | None,
+        violation: Exception | None,
+    ) -> RunOutcome:
         """How the run ended, or how it stands once its cleanup has overrun."""
         life = self._life
         statistics = self._statistics(usage)
-        violation = self.watch.end()
         if violation is None and life.reason is not None:
             return RunOutcome(
                 status="cancelled",
@@ -109,6 +114,7 @@ class Ending:
             queue_ms=round(self._life.queued_for * 1000),
             run_ms=round((self._until() - self.started) * 1000),
             model_calls=self.tally.model_calls,
+            untold_calls=max(0, self.tally.model_calls - len(self.usage)),
             input_tokens=sum(each.input_tokens or 0 for each in usage or ()),
             output_tokens=sum(each.output_tokens or 0 for each in usage or ()),
             tool_calls=self.tools.calls,

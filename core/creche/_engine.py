@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 import trio
@@ -12,7 +12,7 @@ import trio
 from creche import _events as events
 from creche._ambient import look_around
 from creche._asking import Questions
-from creche._audit import note_mix_up, record_limit
+from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
@@ -29,13 +29,17 @@ from creche._journal import Journal
 from creche._journals import Journals, open_journals
 from creche._messages import AgentInput, Message, as_messages
 from creche._outcome import RunOutcome
-from creche._quotas import ToolQuotas
+from creche._quotas import ToolQuotas, ToolShare
 from creche._run_context import RunContext
 from creche._run_life import RunLife
 from creche._run_rows import propose_run, run_record, why_refused
+from creche._statistics import RunStatistics
 from creche._store import now
 from creche._subagents import Subagents
-from creche._terminal import costs_of, terminal_event
+from creche._terminal import costs_of, span_end, terminal_event
+from creche._tool_sources import ToolSource, open_tool_sources
+from creche._tools import Tool
+from creche._tracing import SpanBlock, SpanEnd, Spans
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -76,6 +80,7 @@ class ExecutionEngine:
         self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
         self._questions = Questions(life, self._voice, infrastructure.limits)
+        self._spans = Spans.of_run(infrastructure.tracer, life.context, life.why_cancelled)
         self._spent = False
 
     @classmethod
@@ -107,14 +112,16 @@ class ExecutionEngine:
             quotas = quotas or cast("ToolQuotas", around.quotas)
         async with contextlib.AsyncExitStack() as stack:
             if journals is None:
-                opened = open_journals(infrastructure.store, infrastructure.limits)
+                opened = open_journals(
+                    infrastructure.store, infrastructure.limits, audit=infrastructure.audit
+                )
                 journals = await stack.enter_async_context(opened)
             attached = journals.attached(context.user_id, context.thread_id)
             journal = await stack.enter_async_context(attached)
             try:
                 engine = cls(RunLife(context, agent or ""), infrastructure, journal, quotas)
             except IsolationError as error:
-                note_mix_up(infrastructure.audit, error, "open an engine")
+                note_mix_up_of(infrastructure.audit, error, "open an engine", context)
                 raise
             yield engine
 
@@ -157,7 +164,11 @@ class ExecutionEngine:
             msg = f"this thread already has {turn.wanted_by} runs, of {most} that it may have"
             refusal = LimitExceededError(msg, retry_after=_RETRY_AFTER)
             await record_limit(
-                self._infrastructure.audit, life.context, refusal, "execute an agent"
+                self._infrastructure.audit,
+                life.context,
+                resource="runs",
+                operation="execute an agent",
+                outcome=refusal.message,
             )
             raise refusal
         life.listed_at = trio.current_time()
@@ -179,33 +190,30 @@ class ExecutionEngine:
         """
         self._check_unspent()
         self._spent = True
+        with self._spans.block("run", self._life.agent) as span:
+            span.ends(SpanEnd(status="failed", code="lost"))  # unless its end is committed
+            if self._life.outcome is not None:  # it was called off
+                outcome = await self._replay_the_end(asked, self._life.outcome)
+                span.ends(span_end(outcome))
+                return outcome
+            return await self._execute(asked, history, span)
+
+    async def _execute(
+        self, asked: tuple[Message, ...], history: History, span: SpanBlock
+    ) -> RunOutcome:
         life = self._life
-        if life.outcome is not None:  # it was called off
-            return await self._replay_the_end(asked, life.outcome)
         life.cleanup_timeout = self._limits.cleanup_timeout
         life.questions = self._questions
-        ending = Ending(life)
+        ending = Ending(life, span)
         life.first_seq = self._journal.last_seq + 1
         life.started_at = now()
         self._voice.begin(asked, run_record(life, "running"))
         if life.queued_for > _WORTH_TELLING:
             self._voice.queued(round(life.queued_for * 1000))
         with self._quotas.share(life.context.user_id) as share:
-            dispatcher = ToolDispatcher(
-                life.context,
-                self._infrastructure.tools_of(life.agent),
-                self._emitter,
-                self._limits,
-                share=share,
-                policy=self._infrastructure.tool_policy,
-                approver=self._infrastructure.approver,
-                person=self._questions,
-                tally=ending.tools,
-                activities=life.activities,
-            )
             try:
                 with logged_as(life.context):
-                    await self._watched(ending, dispatcher, history)
+                    await self._watched(ending, share, history)
             finally:
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
@@ -234,15 +242,14 @@ class ExecutionEngine:
             msg = "an engine executes one run, once; open another for the next"
             raise CrecheError(msg)
 
-    async def _watched(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
+    async def _watched(self, ending: Ending, share: ToolShare, history: History) -> None:
         """Run the agent, with somebody beside it who sees to it that its end is told in time."""
         # Who cancels us from outside must not stop the watching: cleanup is what it is for.
         watching = trio.CancelScope(shield=True)
-        timed = self._life.clock.keeping(self._life.scope, self._limits.run_timeout)
-        with timed:
+        with self._life.clock.keeping(self._life.scope, self._limits.run_timeout):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, watching, ending)
-                await self._barrier(ending, dispatcher, history)
+                await self._barrier(ending, share, history)
                 watching.cancel()
 
     async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
@@ -268,12 +275,12 @@ class ExecutionEngine:
                 )
                 await self._conclude(ending, outcome)
 
-    async def _barrier(self, ending: Ending, dispatcher: ToolDispatcher, history: History) -> None:
+    async def _barrier(self, ending: Ending, share: ToolShare, history: History) -> None:
         """Run the agent; all that it can raise, but Trio's Cancelled and ^C, is a failure of it."""
         life = self._life
         try:
             with life.scope:
-                await self._within_nursery(ending, dispatcher, history)
+                await self._within_nursery(ending, share, history)
         # Boundary: one run. Without it one tool's SystemExit would end every run.
         except BaseException as error:  # noqa: BLE001
             ending.raised(error)
@@ -284,29 +291,82 @@ class ExecutionEngine:
             ending.nursery_closed = trio.current_time()
             life.note_ending(ending.nursery_closed)
 
-    async def _within_nursery(
-        self, ending: Ending, dispatcher: ToolDispatcher, history: History
-    ) -> None:
+    async def _within_nursery(self, ending: Ending, share: ToolShare, history: History) -> None:
         life = self._life
+        sources = self._infrastructure.sources_of(life.agent)
+        tools = self._infrastructure.tools_of(life.agent)
         async with trio.open_nursery() as nursery:
             life.nursery = nursery  # creche: shared with its own run; None again after it
             await trio.lowlevel.checkpoint()  # a run that was cancelled in the queue ends here
-            context = RunContext(
-                life,
-                context=life.context,
-                messages=tuple(await history()),
-                emitter=self._emitter,
-                dispatcher=dispatcher,
-                models=self._infrastructure.models,
-                limits=self._limits,
-                spawner=Subagents(self._infrastructure, life, ending.tally, ending.watch),
-                tally=ending.tally,
-                usage=ending.usage,
-                questions=self._questions,
-            )
-            # In a task of its own: code that leaves a nursery open corrupts the task that it runs
-            # in, and Trio tells that to the nursery of that task, which must be this one.
-            nursery.start_soon(self._answer, context, ending, nursery)
+            if sources:
+                nursery.start_soon(self._answer_amid, sources, tools, ending, share, history)
+            else:
+                context = self._handed(tools, ending, share, tuple(await history()))
+                # In a task of its own: code that leaves a nursery open corrupts the task that it
+                # runs in, and Trio tells that to the nursery of that task, which must be this one.
+                nursery.start_soon(self._answer, context, ending, nursery)
+
+    async def _answer_amid(
+        self,
+        sources: Mapping[str, ToolSource],
+        tools: tuple[Tool, ...],
+        ending: Ending,
+        share: ToolShare,
+        history: History,
+    ) -> None:
+        """Answer, with tool sources open around the agent; they close when its task has ended."""
+        life = self._life
+        async with open_tool_sources(
+            sources,
+            tools,
+            life.context,
+            self._limits,
+            killed=ending.tools.killed.append,
+            outlived=ending.tools.abandon,
+            told_to_end=lambda: life.ending_at,
+        ) as all_tools:
+            context = self._handed(all_tools, ending, share, tuple(await history()))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._answer, context, ending, nursery)
+
+    def _handed(
+        self,
+        tools: tuple[Tool, ...],
+        ending: Ending,
+        share: ToolShare,
+        messages: tuple[Message, ...],
+    ) -> RunContext:
+        """What the agent is handed."""
+        life, infrastructure = self._life, self._infrastructure
+        spans = ending.span.inside(life.context)
+        dispatcher = ToolDispatcher(
+            life.context,
+            tools,
+            self._emitter,
+            self._limits,
+            share=share,
+            policy=infrastructure.tool_policy,
+            approver=infrastructure.approver,
+            person=self._questions,
+            audit=infrastructure.audit,
+            tally=ending.tools,
+            activities=life.activities,
+            spans=spans,
+        )
+        return RunContext(
+            life,
+            context=life.context,
+            messages=messages,
+            emitter=self._emitter,
+            dispatcher=dispatcher,
+            models=infrastructure.models,
+            limits=self._limits,
+            spawner=Subagents(infrastructure, life, ending),
+            tally=ending.tally,
+            usage=ending.usage,
+            spans=spans,
+            questions=self._questions,
+        )
 
     async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
         registry = self._infrastructure.registry
@@ -338,9 +398,20 @@ class ExecutionEngine:
             _log.warning("a run took longer than %g s", timeout, extra=dict(identity(life.context)))
         if ending.failure is not None:
             log_failure(_log, "a run", ending.failure, life.context)
-            note_mix_up(self._infrastructure.audit, ending.failure, "run")
+            note_mix_up_of(self._infrastructure.audit, ending.failure, "run", life.context)
+        violation = ending.watch.end()
+        if violation is not None:
+            # Who writes where all runs read has more power than a run has.
+            note_refusal(
+                self._infrastructure.audit,
+                "privilege_escalation",
+                life.context,
+                resource=f"class {', '.join(violation.classes)}",
+                operation="write to what runs share",
+                outcome="put back; the run failed",
+            )
         usage = costs_of(ending.usage, life.context)
-        outcome = ending.outcome(usage)
+        outcome = ending.outcome(usage, violation)
         ending.failure = None  # it holds the frames of the run, which hold it
         self._voice.close_open()
         ending.seq = self._say_the_end(outcome, usage)
@@ -353,6 +424,7 @@ class ExecutionEngine:
             assert ending.seq is not None
             await self._commit_the_end(ending.seq)
             self._life.conclude(outcome)
+            ending.span.ends(span_end(outcome))
             self._log_end(outcome)
 
     def _say_the_end(
@@ -385,8 +457,16 @@ class ExecutionEngine:
                 "agent": self._life.agent,
                 "status": status if reason in {status, "user"} else f"{status} ({reason})",
                 "ms": outcome.receipt.run_ms,
-                "tokens": spent.output_tokens,
+                **_tokens_of(spent),
                 "tools": spent.tool_calls,
                 **identity(self._life.context),
             },
         )
+
+
+def _tokens_of(spent: RunStatistics) -> dict[str, int]:
+    """What the answers cost, as the log line has it: of what is unknown nothing is said."""
+    known = {"tokens": spent.output_tokens}
+    if not spent.untold_calls:
+        return known
+    return {**(known if spent.output_tokens else {}), "untold_calls": spent.untold_calls}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+MixUp = Literal["user_mismatch", "thread_mismatch", "connection_mismatch", "event_injection"]
+
 
 class CrecheError(Exception):
     """The base of every error that creche raises on purpose."""
@@ -20,22 +22,32 @@ class InvalidContextError(CrecheError, ValueError):
 class IsolationError(CrecheError):
     """Two runs share something that one could change for the other, or one would act as another.
 
-    Raised inside, before anything is said, written or sent; the message names nobody. Where one
-    would act as another, `kind` is how the audit calls it, `user` who acted, `owner` whose it is.
+    Raised inside, before anything is said, written or sent; the message names nobody. The rest is
+    for the audit: `kind` is how it calls this, `user` who acted, `owner` whose `resource` it is.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        kind: Literal["event_injection", "user_mismatch"] = "user_mismatch",
+        kind: MixUp = "user_mismatch",
         user: str | None = None,
         owner: str | None = None,
+        resource: str = "isolation",
     ) -> None:
         super().__init__(message)
         self.kind: Final = kind
         self.user = user
         self.owner = owner
+        self.resource = resource
+        self.noted = False  # whether an audit was told: each boundary on its way would tell it
+
+
+class ConnectionMismatchError(IsolationError, InvalidContextError):
+    """A context was given a connection of another user's."""
+
+    def __init__(self, message: str, *, user: str) -> None:
+        super().__init__(message, kind="connection_mismatch", user=user, resource="connection")
 
 
 class GrammarError(CrecheError):

@@ -14,8 +14,10 @@ import enum
 import fractions
 import functools
 import gc
+import inspect
 import itertools
 import logging
+import operator
 import pathlib
 import re
 import sys
@@ -25,7 +27,7 @@ import uuid
 import weakref
 import zoneinfo
 from collections.abc import Iterable, Iterator, Mapping
-from types import FunctionType, MappingProxyType, ModuleType
+from types import CellType, CodeType, FunctionType, MappingProxyType, ModuleType
 from typing import Any, Final, cast
 
 from creche._errors import IsolationError
@@ -36,32 +38,61 @@ _ATOMS: Final = (
     *(decimal.Decimal, fractions.Fraction, uuid.UUID, pathlib.PurePath, re.Pattern, enum.Enum),
     *(typing.TypeVar, typing.ParamSpec, types.GenericAlias, types.UnionType, types.CodeType),
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
-    *(types.MethodDescriptorType, types.ClassMethodDescriptorType, functools.cached_property),
+    *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
+    *(inspect.Signature, inspect.Parameter),
+    cast("type[object]", type(vars(inspect.FullArgSpec)["args"])),  # of a named tuple's fields
 )
 _STOPS: Final = (ModuleType, type, logging.Logger)
 _FOREIGN: Final = frozenset({"trio", "outcome", "sniffio", "_abc", "typing"})  # packages
 # They hold things, but cannot be changed themselves.
 _FROZEN: Final = (
     *(tuple, frozenset, MappingProxyType, property, staticmethod, classmethod),
-    *(FunctionType, types.MethodType, functools.partial, functools.partialmethod, types.CellType),
-    *(types.BuiltinFunctionType, types.MethodWrapperType, weakref.ref),
+    *(FunctionType, types.MethodType, functools.partial, functools.partialmethod, CellType),
+    *(types.BuiltinFunctionType, types.MethodWrapperType, weakref.ref, functools.cached_property),
+    *(operator.attrgetter, operator.itemgetter, operator.methodcaller),
 )
+# What those consist of, and how it is written in a path.
+_PARTS: Final[Mapping[type, tuple[tuple[str, str], ...]]] = MappingProxyType(
+    {
+        property: (("fget", ""), ("fset", ".fset"), ("fdel", ".fdel")),
+        staticmethod: (("__func__", ""),),
+        classmethod: (("__func__", ""),),
+        functools.partial: (("func", ""), ("args", ".args"), ("keywords", ".keywords")),
+    },
+)
+EMPTY: Final = object()  # what a variable holds that has no value yet
+# Makers of methods that keep books in closures, such as of what is just being printed: of what
+# their functions close over, only functions are anybody else's.
+_MAKERS: Final = frozenset({"dataclasses", "reprlib", "enum", "typing", "abc", "collections"})
 
 
-class _Walk:
+class Walk:
     """How far a walk goes."""
 
-    def __init__(self, infrastructure: Iterable[object], *, closures: bool) -> None:
+    def __init__(self, infrastructure: Iterable[object] = ()) -> None:
         modules = [module for module in [*sys.modules.values()] if type(module) is ModuleType]
         # They are held, so that none of their ids is given to another object meanwhile.
         self._ends = [*infrastructure, *map(vars, modules)]
         self._end_ids = frozenset(map(id, self._ends))
-        self._closures = closures
-        self._rebound: dict[int, tuple[str, object]] = {}
+        self._seen: dict[int, object] = {}  # held for the same reason
+        self._rebound: dict[int, tuple[str, CellType]] = {}
 
-    def rebound(self) -> Iterable[tuple[str, object]]:
+    def rebound(self) -> Iterable[tuple[str, CellType]]:
         """The variables that functions met so far close over and rebind: `nonlocal`."""
         return self._rebound.values()
+
+    def over(self, root: object, path: str = "") -> Iterator[tuple[str, object]]:
+        """Everything reachable that is no atom and was not met before, with the way there."""
+        pending: list[tuple[str, object]] = [(path, root)]
+        while pending:
+            path, item = pending.pop()
+            if id(item) in self._seen or self.stops_at(item):
+                continue
+            self._seen[id(item)] = item
+            if _is_atom(item):
+                continue
+            yield path, item
+            pending.extend(self.from_here(item, path))
 
     def stops_at(self, item: object) -> bool:
         return (
@@ -70,74 +101,81 @@ class _Walk:
             or type(item).__module__.partition(".")[0] in _FOREIGN
         )
 
-    def from_here(self, item: object) -> Iterator[tuple[str, object]]:
+    def from_here(self, item: object, path: str) -> Iterator[tuple[str, object]]:
         """What is reachable in one step, and how that is written."""
         if isinstance(item, (dict, MappingProxyType)):
             for key, value in [*cast("dict[Any, Any]", item).items()]:
-                yield "[key]", key
-                yield f"[{key!r:.40}]", value
+                yield f"{path}[key]", key
+                yield f"{path}[{key!r:.40}]", value
+        elif type(item) in {tuple, list}:
+            for position, value in enumerate(cast("tuple[object, ...]", item)):
+                yield f"{path}[{position}]", value
         elif isinstance(item, FunctionType):
-            yield from self._from_function(item)
+            yield from self._from_function(item, path)
+        elif isinstance(item, CellType):
+            if (held := contents_of(item)) is not EMPTY:
+                yield path, held
         elif isinstance(item, weakref.ref):
-            yield "()", cast("weakref.ref[Any]", item)()
+            yield f"{path}()", cast("weakref.ref[Any]", item)()
         elif isinstance(item, types.MethodType):
-            yield ".__self__", item.__self__
-            yield "", item.__func__
+            yield f"{path}.__self__", item.__self__
+            yield path, item.__func__
         else:
-            attributes = _attributes_of(item)
-            for name, value in [*attributes.items()]:
-                if name != "__annotations__":
-                    yield f".{name}", value
-            names = {id(getattr(item, name, None)): f".{name}" for name in _slots(type(item))}
-            known = {id(attributes), *map(id, attributes.values())}
-            for position, value in enumerate(gc.get_referents(item)):
-                if id(value) not in known:
-                    yield names.get(id(value), f"[{position}]"), value
+            yield from self._from_object(item, path)
 
-    def _from_function(self, function: FunctionType) -> Iterator[tuple[str, object]]:
-        yield ".__defaults__", function.__defaults__
-        yield ".__kwdefaults__", MappingProxyType(function.__kwdefaults__ or {})
-        if self._closures:
-            cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-            rebinds = {
-                step.argval
-                for step in dis.get_instructions(function)
-                if step.opname in {"STORE_DEREF", "DELETE_DEREF"}
-            }
-            for name, cell in cells:
-                if name in rebinds:
-                    self._rebound[id(cell)] = (name, cell)
-                yield f".{name}", cell
+    def _from_object(self, item: object, path: str) -> Iterator[tuple[str, object]]:
+        kind = type(item)
+        attributes = _attributes_of(item)
+        for name, value in [*attributes.items()]:
+            # A cached property of Python 3.11 has a lock, which carries nothing.
+            if name == "lock" and issubclass(type(item), functools.cached_property):
+                continue
+            if name != "__annotations__":
+                yield f"{path}.{name}", value
+        names = {id(getattr(item, name, None)): f".{name}" for name in _slots(kind)}
+        names |= {id(getattr(item, name)): step for name, step in _PARTS.get(kind, ())}
+        names[id(kind)] = ".__class__"
+        known = {id(attributes), *map(id, attributes.values())}
+        for position, value in enumerate(gc.get_referents(item)):
+            if id(value) not in known:
+                yield path + names.get(id(value), f"[{position}]"), value
+
+    def _from_function(self, function: FunctionType, path: str) -> Iterator[tuple[str, object]]:
+        code = function.__code__
+        taken = code.co_varnames[: code.co_argcount]
+        defaults: tuple[object, ...] = function.__defaults__ or ()
+        named = dict(zip(taken[len(taken) - len(defaults) :], defaults, strict=False))
+        named |= function.__kwdefaults__ or {}
+        for name, value in named.items():
+            yield f"{path}'s default {name!r}", value
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+        rebinds = _rebound_in(code)
+        keeps_books = function.__globals__.get("__name__") in _MAKERS
+        for name, cell in cells:
+            if keeps_books and not isinstance(contents_of(cell), FunctionType):
+                continue
+            there = f"{path}'s closure {name!r}"
+            if name in rebinds:
+                self._rebound.setdefault(id(cell), (there, cell))
+            yield there, cell
         for name, value in [*vars(function).items()]:
-            yield f".{name}", value
+            yield path if name == "__wrapped__" else f"{path}.{name}", value
 
 
 def mutables(
     root: object,
     *,
     infrastructure: Iterable[object] = (),
-    closures: bool = True,
 ) -> Iterator[tuple[str, object]]:
     """Everything reachable from `root` that could be changed, with the way there.
 
-    `infrastructure` is shared on purpose, so the walk ends there. With `closures` false it does
-    not look into what functions close over.
+    `infrastructure` is shared on purpose, so the walk ends there.
     """
-    walk = _Walk(infrastructure, closures=closures)
-    seen: dict[int, object] = {}  # holds what it has seen, so that no id is used twice
-    pending: list[tuple[str, object]] = [("", root)]
-    while pending:
-        path, item = pending.pop()
-        if id(item) in seen or walk.stops_at(item):
-            continue
-        seen[id(item)] = item
-        if _is_atom(item):
-            continue
-        if not _is_frozen(item):
+    walk = Walk(infrastructure)
+    for path, item in walk.over(root):
+        if not is_frozen(item):
             yield path, item
-        pending.extend((path + step, found) for step, found in walk.from_here(item))
-    for name, cell in walk.rebound():
-        yield f".{name}", cell
+    yield from walk.rebound()
 
 
 def assert_isolated(items: Iterable[object], *, infrastructure: Iterable[object] = ()) -> None:
@@ -161,13 +199,14 @@ def assert_isolated(items: Iterable[object], *, infrastructure: Iterable[object]
 
 
 def _is_atom(item: object) -> bool:
-    if type(item) in _ATOMS or isinstance(item, enum.Enum):
+    if type(item) in _ATOMS or type(item) is object or isinstance(item, enum.Enum):
         return True
     # One of a subclass may have been given attributes.
     return issubclass(type(item), _ATOMS) and not _attributes_of(item)
 
 
-def _is_frozen(item: object) -> bool:
+def is_frozen(item: object) -> bool:
+    """Whether it cannot be changed itself, whatever it holds."""
     if isinstance(item, FunctionType):
         return True  # what hangs on it is looked at by itself
     if issubclass(type(item), _FROZEN):
@@ -175,7 +214,33 @@ def _is_frozen(item: object) -> bool:
     # Of the class itself: one below a frozen dataclass need not be one.
     parameters = vars(type(item)).get("__dataclass_params__")
     config = getattr(type(item), "__struct_config__", None)  # msgspec's, which is inherited
-    return bool(getattr(parameters, "frozen", False) or getattr(config, "frozen", False))
+    of_attrs = vars(type(item)).get("__attrs_props__")
+    return bool(
+        getattr(parameters, "frozen", False)
+        or getattr(config, "frozen", False)
+        or getattr(of_attrs, "is_frozen", False)
+    )
+
+
+def contents_of(cell: CellType) -> object:
+    """What a variable that is closed over holds, or EMPTY."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return EMPTY
+
+
+def _rebound_in(code: CodeType) -> set[str]:
+    """The names of its enclosing functions' variables that it, or a function in it, rebinds."""
+    found = {
+        step.argval
+        for step in dis.get_instructions(code)
+        if step.opname in {"STORE_DEREF", "DELETE_DEREF"}
+    }
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found |= _rebound_in(inner)
+    return found.intersection(code.co_freevars)
 
 
 def _attributes_of(item: object) -> Mapping[str, object]:

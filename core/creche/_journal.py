@@ -15,7 +15,9 @@ from typing import Final
 import msgspec
 import trio
 
-from creche._context import ThreadId, UserId
+from creche._audit import SecurityAudit
+from creche._auditing import note_mix_up
+from creche._context import ThreadId, UserExecutionContext, UserId
 from creche._conversation import Conversation
 from creche._errors import IsolationError, StoreUnavailableError, ThreadDeletedError
 from creche._events import Event, decode_event, encode_unnumbered, numbered
@@ -33,6 +35,7 @@ from creche._store import (
     new_epoch,
 )
 from creche._thread_turn import ThreadTurn
+from creche._watchers import Watchers
 from creche._writer import Writer
 
 _CHUNKS_PER_READ: Final = 8  # each `Limits.commit_bytes` at most
@@ -75,12 +78,15 @@ class Journal:
         store: Store,
         writer: Writer,
         limits: Limits,
+        audit: SecurityAudit | None = None,
     ) -> None:
         last_seq = record.last_seq if record else 0
         self.user_id = user_id
         self.thread_id = thread_id
         self.epoch = record.epoch if record else new_epoch()
         self.turn = ThreadTurn()  # of whoever executes a run here
+        self.watchers = Watchers()
+        self.audit = audit  # told of whoever would speak or write here as another
         self._store = store
         self._writer = writer
         self._limits = limits
@@ -135,7 +141,7 @@ class Journal:
         encoded = encode_unnumbered(event)
         return self.append_encoded(
             encoded,
-            speaker=self.user_id,
+            speaker=None,
             barrier=barrier,
             runs=runs,
             messages=messages,
@@ -145,21 +151,21 @@ class Journal:
         self,
         encoded: bytes,
         *,
-        speaker: UserId,
+        speaker: UserExecutionContext | None,
         barrier: bool = False,
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
         questions: tuple[QuestionRecord, ...] = (),
     ) -> Entry:
-        """The same for an event that is encoded already, said by a run of `speaker`.
+        """The same for an event that is encoded already, said by the run of `speaker`.
 
-        Raises IsolationError, and adds nothing, if that is not the thread's owner.
+        Raises IsolationError, and adds nothing, if its user is not the thread's owner.
         """
-        if speaker != self.user_id:
+        if speaker is not None and speaker.user_id != self.user_id:
             msg = "a run may speak on its own user's threads only"
-            raise IsolationError(msg, kind="event_injection", user=speaker, owner=self.user_id)
+            raise self.injection(msg, "speak", speaker)
         if runs or messages:
-            self.check_owned(runs)
+            self.check_owned(runs, speaker)
             self._changes.append(_Change(self._last_seq + 1, runs, messages, questions))
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
@@ -184,6 +190,7 @@ class Journal:
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
         questions: tuple[QuestionRecord, ...] = (),
+        speaker: UserExecutionContext | None = None,
     ) -> None:
         """Commit records that belong to no event; `opens` makes the thread if it is absent.
 
@@ -191,23 +198,51 @@ class Journal:
         then nothing was written and they are not tried again. IsolationError for records of
         another's.
         """
-        self.check_owned((*new_runs, *runs))
+        self.check_owned((*new_runs, *runs), speaker)
         proposal = Proposal(opens, new_runs, runs, messages, questions)
         self._proposals.add(proposal)
         self._writer.mark(self, urgent=True)
         await self._proposals.wait(proposal)
 
-    def check_owned(self, runs: tuple[RunRecord, ...]) -> None:
-        """Raise IsolationError if any of these is not a run on this thread."""
+    def check_owned(
+        self, runs: tuple[RunRecord, ...], speaker: UserExecutionContext | None = None
+    ) -> None:
+        """Raise IsolationError if any of these, of `speaker`, is not a run on this thread."""
         for run in runs:
-            if (run.user_id, run.thread_id) != (self.user_id, self.thread_id):
-                msg = "a journal takes records of its own thread only"
-                raise IsolationError(
-                    msg,
-                    kind="user_mismatch",
-                    user=run.user_id,
-                    owner=self.user_id,
-                )
+            if (run.user_id, run.thread_id) == (self.user_id, self.thread_id):
+                continue
+            msg = "a journal takes records of its own thread only"
+            acting = run.user_id if speaker is None else speaker.user_id
+            error = IsolationError(
+                msg,
+                kind="thread_mismatch" if run.user_id == self.user_id else "user_mismatch",
+                user=acting,
+                owner=run.user_id if acting == self.user_id else self.user_id,
+                resource=f"thread {self.thread_id}",
+            )
+            self._note(error, "write a run's row", speaker)
+            raise error
+
+    def injection(
+        self, message: str, operation: str, speaker: UserExecutionContext
+    ) -> IsolationError:
+        """What to raise when `speaker` would say something here as another; it is noted."""
+        error = IsolationError(
+            message,
+            kind="event_injection",
+            user=speaker.user_id,
+            owner=self.user_id,
+            resource=f"thread {self.thread_id}",
+        )
+        self._note(error, operation, speaker)
+        return error
+
+    def _note(
+        self, error: IsolationError, operation: str, speaker: UserExecutionContext | None
+    ) -> None:
+        """Have it audited here, where it is raised: who called may swallow it."""
+        correlation_id = "" if speaker is None else speaker.correlation_id
+        note_mix_up(self.audit, error, operation, correlation_id=correlation_id)
 
     async def committed(self, seq: int) -> None:
         """Wait until the entry `seq` is durable, for as long as the store needs."""

@@ -13,6 +13,7 @@ from typing import Final
 
 import trio
 
+from creche._audit import SecurityAudit
 from creche._background import open_background
 from creche._context import ThreadId, UserId
 from creche._journal import Journal
@@ -35,8 +36,15 @@ class _Slot:
 class Journals:
     """The live journals of a process. An entry exists while somebody is inside `attached`."""
 
-    def __init__(self, store: Store, writer: Writer, limits: Limits) -> None:
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        limits: Limits,
+        audit: SecurityAudit | None = None,
+    ) -> None:
         self.store = store
+        self._audit = audit
         self._writer = writer
         self._limits = limits
         self._slots: dict[tuple[UserId, ThreadId], _Slot] = {}
@@ -73,6 +81,7 @@ class Journals:
             store=self.store,
             writer=self._writer,
             limits=self._limits,
+            audit=self._audit,
         )
 
     async def delete(self, user_id: UserId, thread_id: ThreadId) -> bool:
@@ -98,8 +107,15 @@ class Journals:
 
 
 @contextlib.asynccontextmanager
-async def open_journals(store: Store, limits: Limits | None = None) -> AsyncIterator[Journals]:
+async def open_journals(
+    store: Store,
+    limits: Limits | None = None,
+    *,
+    audit: SecurityAudit | None = None,
+) -> AsyncIterator[Journals]:
     """The live journals over `store`, and the one task that commits what they are given.
+
+    `audit` is told of whoever would speak or write on another's, be the error swallowed or not.
 
     Resource handling: the writer outlives the body, whatever ends it; what is uncommitted when
     the body ends is committed within 2 s or, if the store is away, left.
@@ -116,7 +132,7 @@ async def open_journals(store: Store, limits: Limits | None = None) -> AsyncIter
     async with open_background() as nursery:
         nursery.start_soon(serve)
         try:
-            yield Journals(store, writer, limits)
+            yield Journals(store, writer, limits, audit)
         finally:
             with trio.move_on_after(_FLUSH_TIMEOUT, shield=True):
                 await writer.flush()

@@ -23,6 +23,7 @@ class Limits:
     run_timeout: float = 600.0
     turn_timeout: float = 120.0  # one model call and its stream
     tool_timeout: float = 60.0
+    tool_source_timeout: float = 30.0  # until all tool sources of an agent are open
     approval_timeout: float = 300.0  # of an `Approver`, before a tool's own time begins
     answer_timeout: float = 86_400.0  # of a person who is asked; no other time passes meanwhile
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for

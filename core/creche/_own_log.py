@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from creche import _events as events
+from creche._audit import SecurityAudit
 from creche._barrier import split
 from creche._context import UserExecutionContext
 from creche._emitter import EngineVoice, EventEmitter, timestamp
@@ -27,7 +28,12 @@ class OwnLog:
 
 
 @contextlib.asynccontextmanager
-async def open_own_log(context: UserExecutionContext, limits: Limits) -> AsyncIterator[OwnLog]:
+async def open_own_log(
+    context: UserExecutionContext,
+    limits: Limits,
+    *,
+    audit: SecurityAudit | None = None,
+) -> AsyncIterator[OwnLog]:
     """A valid AG-UI log around the block: RUN_STARTED, what the block says, and its end.
 
     The end tells what became of the block: RUN_FINISHED when it was left by itself or by a
@@ -37,7 +43,7 @@ async def open_own_log(context: UserExecutionContext, limits: Limits) -> AsyncIt
     somebody holds it.
     """
     raised: BaseException | None = None
-    async with open_journals(MemoryStore(), limits) as journals:
+    async with open_journals(MemoryStore(), limits, audit=audit) as journals:
         async with journals.attached(context.user_id, context.thread_id) as journal:
             record = RunRecord(
                 user_id=context.user_id,

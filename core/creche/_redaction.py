@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
+import msgspec
+
 REDACTED: Final = "[redacted]"
 
 _SECRET_WORDS: Final = frozenset(
@@ -62,6 +64,17 @@ def redact_value(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         return [redact_value(item) for item in cast("Sequence[Any]", value)]
     return value
+
+
+def redact_json(text: str) -> str:
+    """JSON text with the values under secret-looking keys replaced; other text as it is."""
+    try:
+        value = msgspec.json.decode(text)
+        redacted = redact_value(value)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        # A model's arguments may break off: what looks like an object is cleaned as a sentence.
+        return redact_text(text) if text.lstrip().startswith(("{", "[")) else text
+    return text if redacted == value else msgspec.json.encode(redacted).decode()
 
 
 def printable(text: str) -> str:

@@ -21,7 +21,8 @@ from creche._run_life import RunLife
 from creche._statistics import Tally
 from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._tools import ToolResult
-from creche._turns import TurnModel
+from creche._tracing import Spans
+from creche._turns import Asking, TurnModel, note_cost
 
 _T = TypeVar("_T")
 
@@ -55,8 +56,11 @@ class RunContext:
         tally: Tally,
         usage: list[tuple[str, Usage]],
         questions: Questions,
+        spans: Spans,
     ) -> None:
         self._life = life
+        self.spans = spans
+        self._asking: Asking = []
         self._models = models
         self._spawner = spawner
         self._tally = tally
@@ -72,12 +76,14 @@ class RunContext:
     def spent(self, model: str, usage: Usage) -> None:
         """Note what an answer of a model cost, for the run's terminal event.
 
-        Raises TypeError for what is no Usage.
+        Noted in the block of the model's stream, by the task that opened it, it is in the span of
+        that call, too. Raises TypeError for what is no Usage.
         """
         if type(usage) is not Usage:
             msg = f"a model's stream has text, tool calls and usage, not {type(usage).__name__}"
             raise TypeError(msg)
         self.usage.append((model, usage))
+        note_cost(self._asking, model, usage)
 
     async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
         """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""
@@ -89,17 +95,20 @@ class RunContext:
         Each of its calls counts for the run's statistics, and has `Limits.turn_timeout`.
         """
         try:
-            return TurnModel(
-                self._models[name],
-                self._tally,
-                self._life.activities,
-                self.limits,
-                self._life.clock,
-            )
+            model = self._models[name]
         except KeyError:
             known = ", ".join(sorted(self._models)) or "none"
             msg = f"no model is named {name!r} here (there is {known})"
             raise RunError(msg, code="no_such_model") from None
+        return TurnModel(
+            model,
+            self._tally,
+            self._life.activities,
+            limits=self.limits,
+            spans=self.spans,
+            asking=self._asking,
+            clock=self._life.clock,
+        )
 
     @property
     def questions(self) -> Questions:

@@ -38,9 +38,16 @@ class Asking(Protocol):
 class RunLife:
     """One run, from being taken on to its end. Trio times are seconds on Trio's clock."""
 
-    def __init__(self, context: UserExecutionContext, agent: str) -> None:
+    def __init__(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        *,
+        disconnect_grace: float | None = None,
+    ) -> None:
         self.context = context
         self.agent = agent
+        self.disconnect_grace = disconnect_grace  # seconds unwatched; None: it goes on
         self.created_at: datetime = now()
         self.started_at: datetime | None = None
         self.first_seq: int | None = None  # of RUN_STARTED, once it has started
@@ -107,6 +114,12 @@ class RunLife:
         self.note_ending(trio.current_time())
         self.scope.cancel()
         self.roused.set()
+
+    def why_cancelled(self) -> str | None:
+        """The reason for whatever is cancelled in it, while it ends."""
+        if self.reason is None and self.scope.cancel_called:
+            return "deadline"  # which nobody says before the run has ended
+        return self.reason
 
     def note_ending(self, moment: float, *, tasks: int = 0) -> None:
         """From this moment on there is only cleanup, which has its allowance. Once counts.

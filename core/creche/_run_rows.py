@@ -25,7 +25,8 @@ async def call_off(journal: Journal, life: RunLife) -> None:
     statistics = RunStatistics(queue_ms=round(life.queued_for * 1000))
     outcome = RunOutcome(status="cancelled", receipt=receipt, statistics=statistics)
     with contextlib.suppress(StoreUnavailableError):
-        await journal.propose(runs=(run_record(life, "cancelled", outcome=outcome),))
+        record = run_record(life, "cancelled", outcome=outcome)
+        await journal.propose(runs=(record,), speaker=life.context)
         life.conclude(outcome)
 
 
@@ -43,6 +44,7 @@ async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...
             for message in asked
         ),
         questions=life.answers,
+        speaker=life.context,
     )
 
 

@@ -13,6 +13,7 @@ class RunStatistics:
     queue_ms: int = 0  # from its being taken on until its turn on the thread came
     run_ms: int = 0  # from RUN_STARTED to the nursery's end
     model_calls: int = 0  # begun, whatever became of them
+    untold_calls: int = 0  # of these, those that told no cost: one that is stopped does not
     input_tokens: int = 0  # as far as the models told
     output_tokens: int = 0
     tool_calls: int = 0  # begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, Final
@@ -11,7 +12,7 @@ import trio
 
 from creche._answer_schema import AnswerForm
 from creche._asking import OVER, check_open, closed_as, read_answer
-from creche._audit import note_mix_up, record_limit
+from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId, check_id, new_id
 from creche._engine import ExecutionEngine
@@ -33,6 +34,7 @@ from creche._quotas import ToolQuotas
 from creche._run import Run
 from creche._run_life import Asking, RunLife
 from creche._run_rows import call_off, propose_run, why_refused
+from creche._watchers import cancelled_when_unwatched
 
 _log: Final = logging.getLogger("creche.supervisor")
 
@@ -61,25 +63,42 @@ class Supervisor:
         self._draining = False
         self._changed = trio.lowlevel.ParkingLot()
 
-    async def start(self, context: UserExecutionContext, agent: str, state: AgentInput) -> Run:
+    async def start(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        state: AgentInput,
+        *,
+        disconnect_grace: float | None = None,
+    ) -> Run:
         """Start a run; returns once its rows are committed.
 
         On a busy thread it is queued. Raises what `submit` raises, and StoreUnavailableError.
         """
-        run = await self.submit(context, agent, state)
+        run = await self.submit(context, agent, state, disconnect_grace=disconnect_grace)
         await run.accepted()
         return run
 
-    async def submit(self, context: UserExecutionContext, agent: str, state: AgentInput) -> Run:
+    async def submit(
+        self,
+        context: UserExecutionContext,
+        agent: str,
+        state: AgentInput,
+        *,
+        disconnect_grace: float | None = None,
+    ) -> Run:
         """Take a run on: its place in its thread's order is settled when this returns.
 
         It may yet be refused by the store: `await run.accepted()` before telling anybody.
-        Once taken on, it does not depend on the caller. Raises UnknownAgentError, DrainingError,
-        LimitExceededError, ValueError for an empty input; a limit that is hit is audited, and
-        AuditUnavailableError raised if it cannot be.
+        Once taken on, it does not depend on the caller. With a `disconnect_grace` it is
+        cancelled (`disconnect`) once nobody has watched its thread for so many seconds on end.
+
+        Raises UnknownAgentError, DrainingError, LimitExceededError, ValueError for an empty
+        input; a limit that is hit is audited, and AuditUnavailableError raised if it cannot be.
         """
         self.infrastructure.registry.describe(agent)
-        return await self._take_on(RunLife(context, agent), as_messages(state))
+        life = RunLife(context, agent, disconnect_grace=disconnect_grace)
+        return await self._take_on(life, as_messages(state))
 
     async def _take_on(self, life: RunLife, asked: tuple[Message, ...]) -> Run:
         context = life.context
@@ -89,7 +108,13 @@ class Supervisor:
         try:
             await self._nursery.start(self._serve, life, asked)
         except LimitExceededError as error:
-            await record_limit(self.infrastructure.audit, context, error, "start a run")
+            await record_limit(
+                self.infrastructure.audit,
+                context,
+                resource="runs",
+                operation="start a run",
+                outcome=error.message,
+            )
             raise
         return Run(life)
 
@@ -314,11 +339,19 @@ class Supervisor:
             async with contextlib.AsyncExitStack() as stack:
                 journal = await self._accept(life, asked, stack)
                 if journal is not None:
+                    if life.disconnect_grace is not None:
+                        await stack.enter_async_context(
+                            cancelled_when_unwatched(
+                                journal.watchers,
+                                functools.partial(life.cancel, "disconnect"),
+                                grace=life.disconnect_grace,
+                            )
+                        )
                     try:
                         await self._execute(life, asked, journal)
                     # Boundary: one run, whose end could not be said; the next start says it.
                     except Exception as error:  # noqa: BLE001
-                        note_mix_up(self.infrastructure.audit, error, "run")
+                        note_mix_up_of(self.infrastructure.audit, error, "run", life.context)
                         _log.exception(
                             "a run was left without its end", extra={"run_id": life.context.run_id}
                         )
@@ -342,7 +375,7 @@ class Supervisor:
             life.refusal = await why_refused(self.journals.store, life, error)
             journal = None
         except Exception as error:  # noqa: BLE001  boundary: one run, before it began
-            note_mix_up(self.infrastructure.audit, error, "start a run")
+            note_mix_up_of(self.infrastructure.audit, error, "start a run", life.context)
             _log.exception("a run could not be accepted", extra={"run_id": life.context.run_id})
             msg = "the store cannot be read; nothing was started, try again"
             life.refusal = StoreUnavailableError(msg)
@@ -387,8 +420,9 @@ class Supervisor:
     ) -> AsyncIterator[AsyncIterator[Entry]]:
         """A thread's entries as they become visible, from the one that follows `after`."""
         async with self.journals.attached(user_id, thread_id) as journal:
-            async with contextlib.aclosing(_entries(journal, after)) as entries:
-                yield entries
+            with journal.watchers.watching():
+                async with contextlib.aclosing(_entries(journal, after)) as entries:
+                    yield entries
 
 
 def _asks(life: RunLife, question_id: str) -> Asking | None:
@@ -423,7 +457,7 @@ async def open_supervisor(
     limits = infrastructure.limits
     async with contextlib.AsyncExitStack() as stack:
         if journals is None:
-            opened = open_journals(infrastructure.store, limits)
+            opened = open_journals(infrastructure.store, limits, audit=infrastructure.audit)
             journals = await stack.enter_async_context(opened)
         hosting = trio.CancelScope(shield=True)
         opened_nursery: list[trio.Nursery] = []

@@ -1,4 +1,4 @@
-"""The event that says how a run ended, and what it says that the run cost."""
+"""What says how a run ended: its last event, with what the run cost, and its span's end."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from creche._failures import identity, json_or_none
 from creche._models import Usage
 from creche._outcome import RunOutcome
 from creche._redaction import printable
+from creche._tracing import SpanEnd, as_code
 
 _log: Final = logging.getLogger("creche.engine")
 
@@ -41,6 +42,19 @@ def terminal_event(
         usage=usage,
         metadata=_metadata(outcome),
         timestamp=timestamp(),
+    )
+
+
+def span_end(outcome: RunOutcome) -> SpanEnd:
+    """The end of the run's span."""
+    spent = outcome.statistics
+    succeeded, failed = outcome.status == "success", outcome.status == "failed"
+    return SpanEnd(
+        status="success" if succeeded else "failed" if failed else "cancelled",
+        code=None if succeeded else as_code(outcome.receipt.reason),
+        input_tokens=spent.input_tokens,
+        output_tokens=spent.output_tokens,
+        queue_ms=spent.queue_ms,
     )
 
 

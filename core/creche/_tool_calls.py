@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-import msgspec
 import trio
 
 from creche._approval import ApprovalRequest, Approver, ask
-from creche._arguments import ArgumentsError, canonical_json, parse_arguments
+from creche._arguments import ArgumentsError, canonical_json
+from creche._audit import SecurityAudit
+from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._barrier import leaves, split
 from creche._context import ToolCallId, UserExecutionContext
-from creche._emitter import redact_json
-from creche._errors import RunError
+from creche._errors import AuditUnavailableError, RunError
 from creche._failures import identity
 from creche._limits import Limits
-from creche._outcome import AbandonedThread, StopMeans, StoppedTool
+from creche._outcome import AbandonedThread, StopMeans, StoppedTool, tools_to_dict
 from creche._quotas import ToolShare
-from creche._redaction import redact_text
+from creche._redaction import redact_json, redact_text
 from creche._store import now
 from creche._tool_processes import Answer, ToolProcessError, call_in_process
 from creche._tool_threads import call_in_thread
@@ -32,10 +32,12 @@ from creche._tools import (
     Tool,
     ToolContext,
     ToolResult,
+    check_names,
     content_of,
     failure,
     failure_words,
 )
+from creche._tracing import code_of
 
 _log: Final = logging.getLogger("creche.tools")
 
@@ -68,6 +70,15 @@ class ToolTally:
     abandoned: list[AbandonedThread] = dataclasses.field(default_factory=list[AbandonedThread])
     killed: list[str] = dataclasses.field(default_factory=list[str])  # whose processes, at work
 
+    @property
+    def receipt(self) -> dict[str, Any]:
+        """What became of tools that did not end by themselves, as a receipt tells it."""
+        return tools_to_dict(self.stopped, self.abandoned, self.killed)
+
+    def abandon(self, name: str) -> None:
+        """This tool, or what it is from, would not stop."""
+        self.abandoned.append(AbandonedThread(name=name, since=now()))
+
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Call:
@@ -90,30 +101,49 @@ class ToolCalls:
         share: ToolShare,
         policy: ToolPolicy,
         approver: Approver | None,
-        person: Approver | None,
+        audit: SecurityAudit | None,
         tally: ToolTally,
     ) -> None:
-        allowed = (tool for tool in tools if _is_allowed(policy, context, tool))
+        offered = tuple(tools)
+        check_names((tool.name for tool in offered), "a dispatcher")
+        allowed = (tool for tool in offered if _is_allowed(policy, context, tool, audit))
         self.tools = MappingProxyType({tool.name: tool for tool in allowed})
+        self._denied = frozenset(tool.name for tool in offered) - self.tools.keys()
         self.tally = tally
+        self._audit = audit
         self._context = context
         self._limits = limits
         self._share = share
         self._approver = approver
-        self._person = person  # asked where there is no approver; keeps a time of their own
 
-    async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
-        """What becomes of a call. A tool that is denied and one that is not are answered alike."""
-        refusal = self._refusal(call_id)
+    async def result(
+        self, call_id: ToolCallId, name: str, arguments: str, person: Approver | None
+    ) -> ToolResult:
+        """What becomes of a call. A tool that is denied and one that is not are answered alike.
+
+        `person` is asked where there is no approver, and keeps a time of their own.
+        """
+        refusal = await self._refusal(call_id)
         if refusal is not None:
             return refusal
         called = self.tools.get(name)
         if called is None:
-            return failure(call_id, f"There is no tool named {name!r}.")
+            if name in self._denied:
+                # Not waited for: how long the answer took would tell that there is such a tool.
+                note_refusal(
+                    self._audit,
+                    "privilege_escalation",
+                    self._context,
+                    resource=f"tool {name}",
+                    operation="call",
+                    outcome="absent",
+                )
+            return failure(call_id, f"There is no tool named {name!r}.", code="unknown_tool")
         try:
-            checked = parse_arguments(arguments, called.arguments, called.shape)
+            keywords = called.keywords(arguments)
         except ArgumentsError as error:
-            return failure(call_id, f"The arguments do not fit the tool's schema: {error}")
+            message = f"The arguments do not fit the tool's schema: {error}"
+            return failure(call_id, message, code="invalid_arguments")
         # Boundary: one tool, whose types have code of their own that runs when they are made.
         except BaseException as error:  # noqa: BLE001
             return self._failed(_Call(call_id, called, "cancelled"), error)
@@ -124,35 +154,52 @@ class ToolCalls:
                 tool_call_id=call_id,
                 arguments=canonical_json(arguments or "{}"),
             )
-            if self._approver is None and self._person is not None:
-                objection = await ask(self._person, request, math.inf)
-            else:
-                objection = await ask(self._approver, request, self._limits.approval_timeout)
-            if objection is not None:
-                return failure(call_id, objection)
-        return await self._called(call_id, called, checked, arguments)
-
-    def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
-        """What a call gets that is over the run's budget or the user's rate."""
-        if self.tally.granted >= self._limits.tool_calls:
-            return failure(
-                call_id,
-                f"This run has made all of the {self._limits.tool_calls} tool calls that it may "
-                "make. Answer with what you have; another run can make more.",
+            by_a_person = self._approver is None and person is not None
+            objection = await ask(
+                person if by_a_person else self._approver,
+                request,
+                math.inf if by_a_person else self._limits.approval_timeout,
+                audit=self._audit,
             )
+            if objection is not None:
+                return failure(call_id, objection, code="not_approved")
+        return await self._called(call_id, called, keywords, arguments)
+
+    async def _refusal(self, call_id: ToolCallId) -> ToolResult | None:
+        """What a call gets that is over the run's budget or the user's rate; it is audited."""
+        if self.tally.granted >= self._limits.tool_calls:
+            said = (
+                f"This run has made all of the {self._limits.tool_calls} tool calls that it may "
+                "make. Answer with what you have; another run can make more."
+            )
+            return await self._limited(call_id, "tool calls of a run", said)
         wait = self._share.take()
         if wait > 0:
-            return failure(
-                call_id,
+            said = (
                 f"Too many tool calls: {self._limits.tool_calls_per_minute} a minute are allowed. "
-                f"Try again in {wait:.1f} s.",
-                retry_after=wait,
+                f"Try again in {wait:.1f} s."
             )
+            return await self._limited(call_id, "tool calls a minute", said, retry_after=wait)
         self.tally.granted += 1
         return None
 
+    async def _limited(
+        self, call_id: ToolCallId, resource: str, said: str, *, retry_after: float | None = None
+    ) -> ToolResult:
+        try:
+            await record_limit(
+                self._audit,
+                self._context,
+                resource=resource,
+                operation="call a tool",
+                outcome="refused",
+            )
+        except AuditUnavailableError as error:
+            return failure(call_id, f"The call was refused: {error}.", code="audit_unavailable")
+        return failure(call_id, said, code="limit_exceeded", retry_after=retry_after)
+
     async def _called(
-        self, call_id: ToolCallId, called: Tool, checked: msgspec.Struct, arguments: str
+        self, call_id: ToolCallId, called: Tool, keywords: dict[str, Any], arguments: str
     ) -> ToolResult:
         """Run the tool under its deadline; all that it can raise is a failure of it."""
         call = _Call(call_id, called, _means_of(called))
@@ -162,7 +209,7 @@ class ToolCalls:
                     answer = await self._in_process(call, arguments)
                     content, value = answer.content, answer.value
                 else:
-                    value = await self._in_this_process(call, checked)
+                    value = await self._in_this_process(call, keywords)
                     content = content_of(value)
                 content = self._told(content)
                 return ToolResult(tool_call_id=call_id, content=content, value=value)
@@ -180,6 +227,7 @@ class ToolCalls:
         return failure(
             call_id,
             f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
+            code="tool_timeout",
         )
 
     def _told(self, content: str) -> str:
@@ -190,16 +238,15 @@ class ToolCalls:
         short = shortened(content, most)
         return short if short is content else shortened(redact_json(content), most)
 
-    async def _in_this_process(self, call: _Call, checked: msgspec.Struct) -> Any:
+    async def _in_this_process(self, call: _Call, keywords: dict[str, Any]) -> Any:
         called = call.tool
-        keywords = {field: getattr(checked, field) for field in checked.__struct_fields__}
         stop = StopFlag()
         if called.context_parameter is not None:
             keywords[called.context_parameter] = ToolContext(self._context, call.id, stop)
 
         def abandon() -> None:
             call.how = "abandoned"
-            self.tally.abandoned.append(AbandonedThread(name=called.name, since=now()))
+            self.tally.abandon(called.name)
 
         if called.is_async:
             return await called.function(**keywords)
@@ -214,7 +261,7 @@ class ToolCalls:
     async def _in_process(self, call: _Call, arguments: str) -> Answer:
         def outlived() -> None:
             call.how = "abandoned"
-            self.tally.abandoned.append(AbandonedThread(name=called.name, since=now()))
+            self.tally.abandon(called.name)
 
         called = call.tool
         async with self._share.workers:
@@ -229,6 +276,7 @@ class ToolCalls:
 
     def _failed(self, call: _Call, error: BaseException) -> ToolResult:
         call_id, name = call.id, call.tool.name
+        note_mix_up_of(self._audit, error, f"tool {name}", self._context)
         passing, fault = split(error)
         if passing is not None or fault is None:
             self.tally.stopped.append(StoppedTool(name=name, how=call.how))
@@ -246,7 +294,7 @@ class ToolCalls:
         )
         # One from another process has its words from there.
         words = str(fault) if isinstance(fault, ToolProcessError) else failure_words(fault)
-        return failure(call_id, redact_text(words))
+        return failure(call_id, redact_text(words), code=code_of(fault))
 
 
 def _means_of(called: Tool) -> StopMeans:
@@ -255,13 +303,16 @@ def _means_of(called: Tool) -> StopMeans:
     return "cancelled" if called.is_async else "stopped"
 
 
-def _is_allowed(policy: ToolPolicy, context: UserExecutionContext, tool: Tool) -> bool:
+def _is_allowed(
+    policy: ToolPolicy, context: UserExecutionContext, tool: Tool, audit: SecurityAudit | None
+) -> bool:
     """What is not a clear yes is a no: an exception, and an `async` policy's coroutine."""
     try:
         answer = cast("object", policy(context, tool))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # noqa: BLE001  boundary: one question to the embedder's policy
+    except BaseException as error:  # noqa: BLE001  boundary: one question to the embedder's policy
+        note_mix_up_of(audit, error, f"tool policy on {tool.name}", context)
         _log.exception(
             "a tool policy failed on %s, so it is denied", tool.name, extra=identity(context)
         )

@@ -1,8 +1,11 @@
 """A tool in a process of its own: killed, with whatever it started, when its call ends.
 
 The process lives for one call, inside the await of that call, so there is nothing to tidy up
-later. It leads a process group, and the group is what is killed. What goes over its pipes is
-JSON; `_tool_worker` is the other end.
+later. What is killed is all that is below it, if the kernel is Linux (see `_descendants`), and its
+process group, which it leads. That misses only what a tool has left in another session before it
+ended its own process (`os._exit`, a crash), and elsewhere whatever has left the group; and what
+somebody else was asked to start, such as a container. What goes over its pipes is JSON;
+`_tool_worker` is the other end.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from creche._descendants import BETWEEN_LOOKS, is_still, kill_children
 from creche._tools import Tool
 
 # A fresh interpreter looks for modules where we do before it imports any.
@@ -52,8 +56,8 @@ async def call_in_process(
 ) -> Answer:
     """Call the tool with these arguments, which fit its schema, in a process of its own.
 
-    The process and its group are killed before this returns or raises; `killed` is called if
-    that was in the middle of its work, on a cancel. One that the kernel does not let die within
+    The process and what it started are killed before this returns or raises; `killed` is called
+    if that was in the middle of its work, on a cancel. What the kernel does not let die within
     `kill_timeout` seconds is left, and `outlived` is called to say so.
 
     Raises ToolProcessError for a failure of the tool, whatever way it found to end: an
@@ -88,10 +92,8 @@ async def call_in_process(
         killed()
         raise
     finally:
-        # Before it is reaped: until then its number cannot be another's.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
         with trio.move_on_after(kill_timeout, shield=True) as dying:
+            await _end(process.pid)
             await process.wait()
         if dying.cancelled_caught:
             outlived()
@@ -99,6 +101,18 @@ async def call_in_process(
             await process.stdin.aclose()
             await process.stdout.aclose()
     return _checked(bytes(received), process.returncode)
+
+
+async def _end(pid: int) -> None:
+    """Kill a process that is not reaped yet, so its number cannot be another's, and those below."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGSTOP)  # it starts no more, and keeps whoever comes to it
+    try:
+        while not is_still(pid) or kill_children(pid):  # noqa: ASYNC110  no event tells of these
+            await trio.sleep(BETWEEN_LOOKS)
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def _checked(received: bytes, returncode: int | None) -> Answer:

@@ -11,20 +11,27 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
+from creche._descendants import BETWEEN_LOOKS, adopt_orphans, kill_children
 from creche._tool_processes import Answer
 from creche._tools import Tool, content_of, failure_words, tool
 
 _ENOUGH: Final = 1024
+_KILL_TIMEOUT: Final = 5.0  # seconds
 
 
 def work(job: Mapping[str, str]) -> None:
-    """Make the call that `job` describes, and write its answer where our output went."""
+    """Make the call that `job` describes, and write its answer where our output went.
+
+    Never returns: who has the answer kills us, and finds what the tool has left behind below us.
+    """
+    adopt_orphans()
     output, lifeline = os.dup(1), os.dup(0)
     os.dup2(2, 1)  # what the tool prints is no answer
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123  bootstrap: one import fewer
@@ -38,12 +45,17 @@ def work(job: Mapping[str, str]) -> None:
     sys.stdout.flush()
     with os.fdopen(output, "wb") as stream:
         stream.write(answer)
+    while True:
+        signal.pause()
 
 
 def _end_with(lifeline: int) -> None:
     """Whoever started us holds the other end; when it is gone, so are we and what we started."""
     while os.read(lifeline, _ENOUGH):
         pass
+    ends = time.monotonic() + _KILL_TIMEOUT
+    while kill_children(os.getpid()) and time.monotonic() < ends:
+        time.sleep(BETWEEN_LOOKS)
     os.killpg(0, signal.SIGKILL)
 
 

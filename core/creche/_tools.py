@@ -7,15 +7,18 @@ import functools
 import inspect
 import threading
 import typing
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import msgspec
 
+from creche._arguments import ArgumentsCheck, parse_arguments, parse_object
 from creche._barrier import leaves
 from creche._context import ToolCallId, UserExecutionContext, frozen
 from creche._errors import RunError, ToolDefinitionError
 from creche._models import ToolSpec
+from creche._owned import OwnedWalk, advice, faults
 from creche._redaction import printable
 
 
@@ -62,6 +65,15 @@ class Tool:
     is_async: bool
     process: bool = False  # runs in a process that can be killed
     approval: bool = False  # somebody must approve each call
+    # Of a tool that brings its own schema: what is wrong with an arguments object, or None.
+    check: ArgumentsCheck | None = None
+
+    def keywords(self, arguments: str) -> dict[str, Any]:
+        """What its function is to be called with, of arguments in JSON. Raises ArgumentsError."""
+        if self.check is not None:
+            return {"arguments": parse_object(arguments, self.check)}
+        checked = parse_arguments(arguments, self.arguments, self.shape)
+        return {field: getattr(checked, field) for field in checked.__struct_fields__}
 
     @property
     def spec(self) -> ToolSpec:
@@ -70,6 +82,14 @@ class Tool:
         # `deepcopy`, and this is done for each tool at each turn.
         copied = msgspec.json.decode(msgspec.json.encode(self.parameters, enc_hook=dict))
         return ToolSpec(name=self.name, description=self.description, parameters=copied)
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Raise ValueError if one list of tools, `where`, has a name twice: which would be called?"""
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
+    if twice:
+        msg = f"{where} may have one tool of a name, and has more of {', '.join(map(repr, twice))}"
+        raise ValueError(msg)
 
 
 @overload
@@ -81,6 +101,7 @@ def tool(
     description: str | None = None,
     process: bool = False,
     approval: bool = False,
+    shared: Sequence[object] = (),
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -90,6 +111,7 @@ def tool(
     description: str | None = None,
     process: bool = False,
     approval: bool = False,
+    shared: Sequence[object] = (),
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function, `async` or not.
 
@@ -104,11 +126,22 @@ def tool(
 
     `approval=True` asks the infrastructure's approver before every call, or the run's user.
 
-    Raises ToolDefinitionError for a parameter without a type hint, `*args`, `**kwargs`, and a
-    function that a process could not find.
+    A tool is shared by all runs, so what it closes over may be a service (a client, a pool; any
+    object that does more than hold things), but no container, cache, generator or memory channel,
+    nor a variable that it rebinds; nor may its default values and its function's attributes be
+    such. What is meant to be shared is named in `shared`. The globals that it names are not
+    looked at here: they are `creche scan`'s.
+
+    Raises ToolDefinitionError for these, a parameter without a type hint, `*args`, `**kwargs`,
+    and a function that a process could not find.
     """
     made = functools.partial(
-        _made, name=name, description=description, process=process, approval=approval
+        _made,
+        name=name,
+        description=description,
+        process=process,
+        approval=approval,
+        shared=shared,
     )
     return made if function is None else made(function)
 
@@ -120,8 +153,10 @@ def _made(
     description: str | None,
     process: bool,
     approval: bool,
+    shared: Sequence[object],
 ) -> Tool:
     name = name or function.__name__
+    _check_keeps_nothing(name, function, shared)
     hints = typing.get_type_hints(function, include_extras=True)
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     context_parameter: str | None = None
@@ -159,6 +194,39 @@ def _made(
         process=process,
         approval=approval,
     )
+
+
+def schema_tool(
+    function: Callable[..., Any],
+    *,
+    name: str,
+    description: str,
+    parameters: Mapping[str, Any],
+    check: ArgumentsCheck,
+    approval: bool = False,
+) -> Tool:
+    """Make a tool whose arguments are described by a JSON Schema, as another server tells it.
+
+    `function(arguments)` gets the arguments object whole; a further parameter that is annotated
+    `ToolContext` gets that. `parameters` is what a model is told, `check` what holds calls to it:
+    it says in words what is wrong with an object, or None. Both must mean the same.
+
+    Raises ToolDefinitionError for a function that cannot be called so.
+    """
+    made = tool(name=name, description=description, approval=approval)(function)
+    fields = made.arguments.__struct_fields__
+    if fields != ("arguments",):
+        msg = f"tool {name!r}: its function takes `arguments`, not {', '.join(fields) or 'nothing'}"
+        raise ToolDefinitionError(msg)
+    return dataclasses.replace(made, parameters=frozen(parameters), check=check)
+
+
+def _check_keeps_nothing(name: str, function: Callable[..., Any], shared: Sequence[object]) -> None:
+    """Raise ToolDefinitionError if one call could leave something for another's, but services."""
+    walk = OwnedWalk(shared=shared, services=True)
+    for path, found in faults(walk, walk.over(function, name)):
+        msg = f"tool {name!r}: {advice(path, found, place='in the call')}; or name it in `shared`"
+        raise ToolDefinitionError(msg)
 
 
 def _check_can_be_found(
@@ -204,13 +272,20 @@ class ToolResult:
     value: Any = None  # what the function returned
     error: str | None = None  # why it failed, or None
     retry_after: float | None = None  # seconds until another try has a chance, where waiting helps
+    code: str | None = None  # why it failed, in a word for programs, or the type of what was raised
 
     @property
     def ok(self) -> bool:
         return self.error is None
 
 
-def failure(call_id: ToolCallId, message: str, *, retry_after: float | None = None) -> ToolResult:
+def failure(
+    call_id: ToolCallId,
+    message: str,
+    *,
+    code: str = "tool_failed",
+    retry_after: float | None = None,
+) -> ToolResult:
     """The result of a call that came to nothing, in words that a model can act on."""
     message = printable(message)
     return ToolResult(
@@ -218,6 +293,7 @@ def failure(call_id: ToolCallId, message: str, *, retry_after: float | None = No
         content=f"Error: {message}",
         error=message,
         retry_after=retry_after,
+        code=code,
     )
 
 

@@ -59,12 +59,14 @@ async def open_infrastructure(
     *,
     agents: creche.AgentClassRegistry | Mapping[str, type[creche.Agent]] | None = None,
     tools: Sequence[creche.Tool] = (),
+    tool_sources: Mapping[str, creche.ToolSource] | None = None,
     models: Mapping[str, creche.Model] | None = None,
     tool_policy: creche.ToolPolicy | None = None,
     approver: creche.Approver | None = None,
     limits: creche.Limits | None = None,
     store: creche.Store | None = None,
     audit: creche.SecurityAudit | None = None,
+    tracer: creche.Tracer | None = None,
 ) -> AsyncIterator[creche.Infrastructure]:
     """Agents, tools and all else of an `Infrastructure`, for calls that cannot be passed them.
 
@@ -77,14 +79,17 @@ async def open_infrastructure(
     infrastructure = creche.Infrastructure(
         agents=agents or {},
         tools=tools,
+        tool_sources=tool_sources or {},
         models=models or {},
         tool_policy=tool_policy or allow_every_tool,
         approver=approver,
         limits=limits or creche.Limits(),
         store=store or creche.MemoryStore(),
         audit=audit,
+        tracer=tracer,
     )
-    async with creche.open_journals(infrastructure.store, infrastructure.limits) as journals:
+    opened = creche.open_journals(infrastructure.store, infrastructure.limits, audit=audit)
+    async with opened as journals:
         around = Surroundings(
             infrastructure=infrastructure,
             journals=journals,

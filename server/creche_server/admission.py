@@ -46,7 +46,7 @@ class RefusedError(Exception):
         self.resource = resource
 
 
-async def audited(refusal: RefusedError, audit: SecurityAudit) -> RefusedError:
+async def audited(refusal: RefusedError, audit: SecurityAudit, correlation_id: str) -> RefusedError:
     """Record a refusal; what is to be told then: it or, if it cannot be recorded, that."""
     if refusal.kind is not None:
         try:
@@ -56,6 +56,7 @@ async def audited(refusal: RefusedError, audit: SecurityAudit) -> RefusedError:
                 resource=refusal.resource,
                 operation="connect",
                 outcome=f"closed with {refusal.code}",
+                correlation_id=correlation_id,
             )
         except AuditUnavailableError as error:
             return RefusedError(codes.OUR_FAULT, str(error))

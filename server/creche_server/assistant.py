@@ -27,6 +27,13 @@ class Assistant(ModelAgent):
     tools = ("calculator", "clock", "search_history")
 
 
+def assistant_with(sources: tuple[str, ...]) -> type[Assistant]:
+    """The assistant, with these tool sources beside its own tools."""
+    if not sources:
+        return Assistant
+    return type("Assistant", (Assistant,), {"tool_sources": sources, "__doc__": Assistant.__doc__})
+
+
 @tool
 def calculator(
     expression: Annotated[str, msgspec.Meta(description="such as `37 * 91` or `sqrt(2) / 3`")],

@@ -15,7 +15,7 @@ from typing import Final
 
 from creche import AuditSink, JsonlSink, SecurityAudit, open_audit
 from creche_server.data_directory import is_open_to_others, load_key, locked
-from creche_server.database import open_sql_sink
+from creche_server.database import open_alone, open_sql_sink
 from creche_server.settings import Settings
 
 _log: Final = logging.getLogger("creche.serve")
@@ -33,9 +33,10 @@ def audit_key(data: Path) -> bytes:
 
 @contextlib.asynccontextmanager
 async def open_data(settings: Settings, sink: AuditSink | None) -> AsyncIterator[SecurityAudit]:
-    """The data directory for ourselves, and the audit; in `sink`, if there is one.
+    """The data directory and the database for ourselves, and the audit; in `sink`, if given.
 
-    Raises AlreadyServedError, and what `open_audit` raises.
+    The database is claimed before the audit looks for its tables there. Raises
+    AlreadyServedError, and what `open_alone` and `open_audit` raise.
     """
     with locked(settings.data):
         if is_open_to_others(settings.data):
@@ -44,7 +45,9 @@ async def open_data(settings: Settings, sink: AuditSink | None) -> AsyncIterator
             )
         key = audit_key(settings.data)
         async with contextlib.AsyncExitStack() as stack:
+            url = settings.database_url
+            await stack.enter_async_context(open_alone(url))
             if sink is None and settings.audit == "database":
-                sink = await stack.enter_async_context(open_sql_sink(settings.database_url))
+                sink = await stack.enter_async_context(open_sql_sink(url, migrates=False))
             chosen = sink or JsonlSink(audit_file(settings.data))
             yield await stack.enter_async_context(open_audit(chosen, key=key))

@@ -36,6 +36,7 @@ class _Question:
     user_id: UserId
     operation: str
     asked_at: datetime
+    correlation_id: str
 
 
 class Lookups:
@@ -47,9 +48,17 @@ class Lookups:
         self._waiting: deque[_Question] = deque()
         self._work = trio.Event()
 
-    def ask(self, kind: IdKind, id: str, user_id: UserId, operation: str) -> None:  # noqa: A002
+    def ask(
+        self,
+        kind: IdKind,
+        id: str,  # noqa: A002  the store's own word
+        user_id: UserId,
+        operation: str,
+        *,
+        correlation_id: str = "",
+    ) -> None:
         """Have it found out, some time after this, whether that id is another's. Never waits."""
-        question = _Question(kind, id, user_id, operation, datetime.now(UTC))
+        question = _Question(kind, id, user_id, operation, datetime.now(UTC), correlation_id)
         own = sum(other.user_id == user_id for other in self._waiting)
         if len(self._waiting) >= MOST_WAITING or own >= MOST_WAITING_PER_USER:
             self._leave(question)
@@ -84,6 +93,7 @@ class Lookups:
                 resource=f"{question.kind} {question.id}",
                 operation=question.operation,
                 outcome="absent",
+                correlation_id=question.correlation_id,
             )
 
     async def _is_foreign(self, question: _Question) -> bool:
@@ -114,4 +124,5 @@ class Lookups:
             resource=f"look-ups of {question.kind}s",
             operation=question.operation,
             outcome="not looked up",
+            correlation_id=question.correlation_id,
         )

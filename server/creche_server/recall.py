@@ -1,7 +1,8 @@
 """What was said on a thread, in replies of bounded size: the latest runs that fit, and from where.
 
 A run is given whole or not at all, so that no tool's result is without its call. What comes
-before is asked for by the id of the oldest run that was given.
+before is asked for by the id of the oldest run that was given. Of a run that is too large for a
+reply, the long texts are cut, and say so; its events have them whole.
 """
 
 from __future__ import annotations
@@ -14,14 +15,27 @@ from typing import Any, Final
 
 import msgspec
 
-from creche import RunId, RunRecord, Store, StoredMessage, ThreadId, UserId, interrupt_of
+from creche import (
+    AssistantMessage,
+    FunctionCall,
+    Message,
+    RunId,
+    RunRecord,
+    Store,
+    StoredMessage,
+    ThreadId,
+    ToolMessage,
+    UserId,
+    interrupt_of,
+)
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
 
-# Of messages in a reply; past it, the latest run alone. Many WebSocket clients (trio-websocket,
+# Of messages in a reply. Many WebSocket clients (trio-websocket,
 # websockets, ...) close when a message is longer than 1 MiB, unless they are told otherwise.
 MOST_BYTES: Final = 512 * 1024
 _FIRST_LOOK: Final = 4  # runs; most replies need no second one
 _GROWTH: Final = 4
+_SHORTEST: Final = 128  # characters that are left of a text that is cut
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -39,6 +53,7 @@ class Said:
 
     run_id: RunId
     messages: tuple[msgspec.Raw, ...]
+    shortened: bool = False
 
     @property
     def size(self) -> int:
@@ -54,10 +69,15 @@ class Recalled:
     earlier: RunId | None = None  # set if runs precede these: ask for what is `before` it
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is sent; `earlier` is left out when nothing is."""
+        """As it is sent; `earlier` and `shortened` are left out where nothing is."""
         messages = [message for said in self.runs for message in said.messages]
         answer: dict[str, Any] = {"values": {"messages": messages}}
-        return answer | ({"earlier": self.earlier} if self.earlier is not None else {})
+        shortened = [said.run_id for said in self.runs if said.shortened]
+        return (
+            answer
+            | ({"earlier": self.earlier} if self.earlier is not None else {})
+            | ({"shortened": shortened} if shortened else {})
+        )
 
 
 async def recall(
@@ -186,13 +206,70 @@ async def _latest(
 
 def _by_run(stored: Sequence[StoredMessage]) -> list[Said]:
     return [
-        Said(run_id, tuple(msgspec.Raw(_encoder.encode(item.message)) for item in items))
+        _of_run(run_id, [item.message for item in items])
         for run_id, items in itertools.groupby(stored, lambda item: item.run_id)
     ]
 
 
+def _of_run(run_id: RunId, messages: Sequence[Message]) -> Said:
+    """What a run said; if that is too much for a reply, with texts as long as there is room for."""
+    said = Said(run_id, tuple(map(_encoded, messages)))
+    longest = MOST_BYTES // 2
+    while said.size > MOST_BYTES and longest >= _SHORTEST:
+        cut = (_encoded(_shortened(message, longest)) for message in messages)
+        said = Said(run_id, tuple(cut), shortened=True)
+        longest //= 2
+    return said if said.size <= MOST_BYTES else _latest_of(said, messages)
+
+
+def _latest_of(said: Said, messages: Sequence[Message]) -> Said:
+    """The latest of a run's thousands of messages; not from a result on, whose call would lack."""
+    left, begin = MOST_BYTES, len(messages)
+    while left > 0 and begin > 0:
+        begin -= 1
+        left -= len(bytes(said.messages[begin]))
+    begin += left < 0
+    while begin < len(messages) and isinstance(messages[begin], ToolMessage):
+        begin += 1
+    return Said(said.run_id, said.messages[begin:], shortened=True)
+
+
+def _encoded(message: Message) -> msgspec.Raw:
+    return msgspec.Raw(_encoder.encode(message))
+
+
+def _shortened(message: Message, longest: int) -> Message:
+    """The message with no text in it longer than that, in characters."""
+    texts = {
+        name: _cut(text, longest)
+        for name in ("content", "error")
+        if (text := getattr(message, name, None)) is not None
+    }
+    if isinstance(message, AssistantMessage):
+        calls = (
+            msgspec.structs.replace(call, function=_shorter_call(call.function, longest))
+            for call in message.tool_calls
+        )
+        return msgspec.structs.replace(message, **texts, tool_calls=tuple(calls))
+    return msgspec.structs.replace(message, **texts)
+
+
+def _shorter_call(call: FunctionCall, longest: int) -> FunctionCall:
+    if len(call.arguments) <= longest:
+        return call
+    # Arguments are JSON, so they are not cut in the middle.
+    told = {"[cut]": f"{len(call.arguments):,} characters"}
+    return FunctionCall(call.name, _encoder.encode(told).decode())
+
+
+def _cut(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[:longest]}\n[cut: the first {longest:,} of {len(text):,} characters]"
+
+
 def _fitting(found: Sequence[Said], most_runs: int) -> list[Said]:
-    """The latest of them that fit into a reply; the very latest, whatever its size."""
+    """The latest of them that fit into a reply; the very latest always does."""
     left = MOST_BYTES
     fitting: list[Said] = []
     for said in reversed(found[-most_runs:]):

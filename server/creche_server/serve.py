@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from ipaddress import ip_address
 from typing import Final
@@ -30,7 +31,8 @@ from creche import (
     open_supervisor,
 )
 from creche_server.admission import Sockets
-from creche_server.assistant import Assistant, calculator, clock, history_tool
+from creche_server.application import Application
+from creche_server.assistant import assistant_with, calculator, clock, history_tool
 from creche_server.audit import open_data
 from creche_server.auth import Auth
 from creche_server.data_directory import address_file, load_key
@@ -38,10 +40,13 @@ from creche_server.database import open_database
 from creche_server.door import Door
 from creche_server.http import make_app
 from creche_server.lookups import Lookups
+from creche_server.mcp import mcp_sources
 from creche_server.models import Offer, open_models
 from creche_server.outbox import Flusher
+from creche_server.packages import packages_of
 from creche_server.services import Services
 from creche_server.settings import Settings
+from creche_server.tracing import FLUSH_TIMEOUT, open_tracing
 from creche_server.websocket import serve_chat
 
 _log: Final = logging.getLogger("creche.serve")
@@ -68,71 +73,82 @@ class Listening:
 
 async def serve(
     settings: Settings,
-    agents: AgentClassRegistry | None = None,
+    application: Application | None = None,
     *,
     stop: Stop,
     announce: Callable[[Listening], None] = lambda _: None,
     audit_sink: AuditSink | None = None,
+    loaded: Sequence[str] = (),
 ) -> None:
     """Serve until told to stop, then leave in order; see `Stop`.
 
-    `agents` come first, and `assistant` is there beside them. `audit_sink` takes the audit's
-    records instead of what the settings say. Raises AlreadyServedError, AuditTamperedError,
-    OSError if the address cannot be had, and what opening the database or the model raises.
+    The application's agents come first, and `assistant` is there beside them. `audit_sink` takes
+    the audit's records instead of what the settings say. `loaded` names the modules that the
+    agents were found in, whose state is counted beside that of the agents' own. Raises
+    AlreadyServedError, AuditTamperedError, McpServerError, TracingUnavailableError, OSError if
+    the address cannot be had, and what opening the database or the model raises.
     """
-    async with open_data(settings, audit_sink) as audit:
-        auth = Auth(load_key(settings.data), origins=settings.origins)
-        async with open_database(settings.database_url, alone=True) as store:
-            if lost := await end_lost_runs(store):
-                runs = "1 run" if lost == 1 else f"{lost} runs"
-                _log.warning("%s of a server that died ended as lost", runs)
-            tools = (calculator, clock, history_tool(store))
-            registry = all_agents(agents)
-            async with open_models(
-                settings.model,
-                offers(registry, tools),
-                calibrations=settings.data / "local-model.json",
-                attempts=settings.model_attempts,
-            ) as models:
-                infrastructure = Infrastructure(
-                    agents=registry,
-                    tools=tools,
-                    models=models,
-                    limits=settings.limits,
-                    store=store,
-                    audit=audit,
-                )
-                async with open_journals(store, settings.limits) as journals:
-                    # Connections outlive runs, so that they can pass on the last word.
-                    async with open_connections() as connections:
-                        grace = _grace(settings)
-                        async with open_supervisor(
-                            infrastructure,
-                            journals,
-                            grace=grace,
-                        ) as supervisor:
-                            lookups = Lookups(store, audit)
-                            connections.background.start_soon(lookups.serve)
-                            services = Services(
-                                supervisor=supervisor,
-                                store=store,
-                                ping=store.ping,
-                                auth=auth,
-                                audit=audit,
-                                lookups=lookups,
-                                settings=settings,
-                                flusher=connections.flusher,
-                                leaving=connections.leaving,
-                            )
-                            connections.background.start_soon(_hurry, stop, supervisor)
-                            await _accept_until_stopped(services, connections, stop, announce)
-                            if supervisor.count:
-                                runs = (
-                                    "1 run has"
-                                    if supervisor.count == 1
-                                    else (f"{supervisor.count} runs have")
+    application = application or Application()
+    sources = mcp_sources(settings.mcp, os.environ)
+    async with open_tracing(settings.otlp_endpoint) as tracer:
+        async with open_data(settings, audit_sink) as audit:
+            auth = Auth(load_key(settings.data), origins=settings.origins)
+            async with open_database(settings.database_url, migrates=False) as store:
+                if lost := await end_lost_runs(store):
+                    runs = "1 run" if lost == 1 else f"{lost} runs"
+                    _log.warning("%s of a server that died ended as lost", runs)
+                tools = (calculator, clock, history_tool(store))
+                registry = all_agents(application.registry, settings.mcp.for_assistant)
+                async with open_models(
+                    settings.model,
+                    offers(registry, tools),
+                    calibrations=settings.data / "local-model.json",
+                    attempts=settings.model_attempts,
+                ) as models:
+                    infrastructure = Infrastructure(
+                        agents=registry,
+                        tools=tools,
+                        tool_sources=sources,
+                        models=models,
+                        tool_policy=application.tool_policy,
+                        approver=application.approver,
+                        limits=settings.limits,
+                        store=store,
+                        audit=audit,
+                        tracer=tracer,
+                    )
+                    async with open_journals(store, settings.limits, audit=audit) as journals:
+                        # Connections outlive runs, so that they can pass on the last word.
+                        async with open_connections() as connections:
+                            grace = _grace(settings)
+                            async with open_supervisor(
+                                infrastructure,
+                                journals,
+                                grace=grace,
+                            ) as supervisor:
+                                lookups = Lookups(store, audit)
+                                connections.background.start_soon(lookups.serve)
+                                services = Services(
+                                    supervisor=supervisor,
+                                    store=store,
+                                    ping=store.ping,
+                                    auth=auth,
+                                    audit=audit,
+                                    lookups=lookups,
+                                    settings=settings,
+                                    flusher=connections.flusher,
+                                    leaving=connections.leaving,
+                                    packages=packages_of(registry, tools, loaded),
                                 )
-                                _log.info("%s %g s to finish", runs, grace)
+                                connections.background.start_soon(_hurry, stop, supervisor)
+                                await _accept_until_stopped(services, connections, stop, announce)
+                                if supervisor.count:
+                                    runs = (
+                                        "1 run has"
+                                        if supervisor.count == 1
+                                        else (f"{supervisor.count} runs have")
+                                    )
+                                    _log.info("%s %g s to finish", runs, grace)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -254,14 +270,18 @@ def _grace(settings: Settings) -> float:
     ending = (
         settings.cleanup_timeout + settings.limits.last_words_timeout + _DELIVERY_TIMEOUT + _SLACK
     )
+    if settings.otlp_endpoint is not None:
+        ending += FLUSH_TIMEOUT
     return max(0.0, settings.shutdown_timeout - ending)
 
 
-def all_agents(own: AgentClassRegistry | None) -> AgentClassRegistry:
-    """The embedder's agents first, then `assistant`, unless they have one of that name."""
+def all_agents(own: AgentClassRegistry, sources: tuple[str, ...] = ()) -> AgentClassRegistry:
+    """The embedder's agents first, then `assistant`, unless they have one of that name.
+
+    `sources` are the tool sources that the assistant has.
+    """
     registry = AgentClassRegistry()
-    for name in own or ():
-        assert own is not None
+    for name in own:
         agent = own.describe(name)
         registry.register(
             name,
@@ -271,7 +291,7 @@ def all_agents(own: AgentClassRegistry | None) -> AgentClassRegistry:
             requires=agent.requires,
         )
     if "assistant" not in registry:
-        registry.register("assistant", Assistant)
+        registry.register("assistant", assistant_with(sources))
     return registry
 
 

@@ -11,6 +11,7 @@ from creche import SecurityAudit, Store, Supervisor
 from creche_server.auth import Auth
 from creche_server.lookups import Lookups
 from creche_server.outbox import Flusher
+from creche_server.packages import OURS
 from creche_server.settings import Settings
 
 
@@ -27,3 +28,4 @@ class Services:
     settings: Settings
     flusher: Flusher
     leaving: trio.Event  # set when runs have ended and connections should say goodbye
+    packages: tuple[str, ...] = OURS  # whose modules' state is counted

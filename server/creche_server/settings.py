@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -17,6 +24,7 @@ from pydantic_settings import (
 )
 
 from creche import Limits, check_id
+from creche_server.mcp.servers import McpSettings
 
 CONFIG_FILE: Final = "creche.toml"
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -49,6 +57,9 @@ class Settings(BaseSettings):
     model_attempts: PositiveInt = Field(
         default=3, description="how often an endpoint is asked, where its failure may pass"
     )
+    mcp: McpSettings = Field(
+        default_factory=McpSettings, description="MCP servers, whose tools agents may ask for"
+    )
     user: str = Field(
         default="local", description="whom the printed link and `creche chat` speak for"
     )
@@ -56,6 +67,9 @@ class Settings(BaseSettings):
         default=(), description="origins of other pages that may connect"
     )
     log_level: str = Field(default="info", description="the least that is logged")
+    otlp_endpoint: str | None = Field(
+        default=None, description="base URL of the OpenTelemetry collector that spans go to"
+    )
 
     shutdown_timeout: PositiveFloat = Field(default=10.0, description="seconds from signal to exit")
     max_connections: PositiveInt = Field(default=1000, description="open at once, of all kinds")
@@ -65,7 +79,12 @@ class Settings(BaseSettings):
     turn_timeout: PositiveFloat = Limits().turn_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
     answer_timeout: PositiveFloat = Limits().answer_timeout
+    tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
+    disconnect_grace: NonNegativeFloat = Field(
+        default=10.0,
+        description="seconds that a run with on_disconnect=cancel goes on with nobody watching",
+    )
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
     tool_calls: NonNegativeInt = Limits().tool_calls
@@ -83,6 +102,20 @@ class Settings(BaseSettings):
             msg = f"use one of {', '.join(_LOG_LEVELS)}"
             raise ValueError(msg)
         return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_base_url(cls, value: str | None) -> str | None:
+        """Without secrets, for it is logged; they go into OTEL_EXPORTER_OTLP_HEADERS."""
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        is_plain = not ("@" in parts.netloc or parts.query or parts.fragment)
+        is_http = parts.scheme in {"http", "https"} and parts.hostname
+        if not (is_http and is_plain and parts.port != 0):  # `port` raises ValueError, too
+            msg = "write it as http://collector:4318, without user, password or query"
+            raise ValueError(msg)
+        return value.rstrip("/").removesuffix("/v1/traces")
 
     @field_validator("origins", mode="before")
     @classmethod
@@ -109,6 +142,7 @@ class Settings(BaseSettings):
             turn_timeout=self.turn_timeout,
             tool_timeout=self.tool_timeout,
             answer_timeout=self.answer_timeout,
+            tool_source_timeout=self.tool_source_timeout,
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,
             runs_per_thread=self.runs_per_thread,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
@@ -21,6 +22,7 @@ def configure_logging(level: str, stream: TextIO) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
         _add_run,
+        _add_span,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # Tracebacks are text before secrets are looked for: they quote what was passed around.
@@ -44,8 +46,19 @@ def configure_logging(level: str, stream: TextIO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # These tell of every frame and every step; ours tell what matters of it.
-    for chatty in ("trio-websocket", "hypercorn", "quart", "httpx", "httpx2", "openai", "alembic"):
+    for chatty in (
+        "trio-websocket",
+        "hypercorn",
+        "quart",
+        "httpx",
+        "httpx2",
+        "openai",
+        "alembic",
+        "urllib3",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Its errors quote what servers said, and ours tell of them without.
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)
 
 
 def _add_run(
@@ -58,6 +71,21 @@ def _add_run(
     if context is not None:
         for name in ("user_id", "thread_id", "run_id", "correlation_id"):
             event.setdefault(name, getattr(context, name))
+    return event
+
+
+def _add_span(
+    _logger: object,
+    _method: str,
+    event: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    """Say in which span a line was written, if anybody in this process tells of spans."""
+    trace = sys.modules.get("opentelemetry.trace")  # an extra, which a line does not load
+    if trace is not None:
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            event.setdefault("trace_id", trace.format_trace_id(span.trace_id))
+            event.setdefault("span_id", trace.format_span_id(span.span_id))
     return event
 
 

@@ -6,6 +6,7 @@ and a later connection resumes from the last `seq` that the client saw.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable
@@ -17,8 +18,14 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from creche import (
+    AuditKind,
+    AuditUnavailableError,
+    CrecheError,
+    IdKind,
+    InvalidContextError,
     IsolationError,
     Journal,
+    LimitExceededError,
     NoSuchQuestionError,
     Run,
     RunId,
@@ -26,10 +33,12 @@ from creche import (
     ThreadId,
     UserExecutionContext,
     UserId,
+    check_id,
+    is_connection_of,
     new_connection_id,
     new_id,
 )
-from creche._audit import note_mix_up
+from creche._auditing import note_mix_up
 from creche_server.admission import RefusedError, Sockets, admit, audited
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, error_body
 from creche_server.outbox import Outbox
@@ -91,11 +100,18 @@ async def serve_chat(
             # Refused after the handshake: a browser is told close codes, but no HTTP status.
             user_id, thread_id = admit(request, services)
             with sockets.held(user_id):
-                services.lookups.ask("thread", thread_id, user_id, "connect")
-                await ChatClient(socket, outbox, services, user_id, thread_id).serve()
+                client = ChatClient(socket, outbox, services, user_id, thread_id)
+                client.look_up("thread", thread_id, "connect")
+                await client.serve()
         except RefusedError as refusal:
-            _log.info("refused a WebSocket from %s: %s", _peer_of(stream), refusal.message)
-            told = await audited(refusal, services.audit)
+            reference = new_id()[:12]
+            _log.info(
+                "refused a WebSocket from %s: %s",
+                _peer_of(stream),
+                refusal.message,
+                extra={"correlation_id": reference},
+            )
+            told = await audited(refusal, services.audit, reference)
             await _close(socket, told.code, told.message)
         nursery.cancel_scope.cancel()
 
@@ -117,6 +133,7 @@ class ChatClient:
         self._user_id = user_id
         self._thread_id = thread_id
         self._connection_id = new_connection_id(user_id)
+        self._correlation_id = self._connection_id[:12]  # of what no run's context is there for
         self._subscription: tuple[str, trio.CancelScope] | None = None
         self._caught_up: Callable[[], bool] = lambda: True
         self._progress = trio.lowlevel.ParkingLot()  # woken by whatever the sender has sent
@@ -145,11 +162,11 @@ class ChatClient:
             try:
                 command_id, command = decode_command(frame)
             except WireError as error:
-                self._reply(replies.error(error.id, error.code, error.message))
+                await self._refuse(error.id, error, "send")
                 continue
             if isinstance(command, RunStart) and command.resume:
                 work = functools.partial(self._resume, command)
-                self._spawn(nursery, command_id, work)
+                await self._spawn(nursery, command_id, "run.start", work)
             elif isinstance(command, RunStart):
                 # Its place in the thread's order is settled here, in the order of the frames.
                 await self._start_run(nursery, command_id, command)
@@ -158,45 +175,55 @@ class ChatClient:
             elif isinstance(command, Unsubscribe):
                 self._unsubscribe(command_id, command)
             elif isinstance(command, RunCancel):
-                self._spawn(nursery, command_id, functools.partial(self._cancel_run, command))
+                work = functools.partial(self._cancel_run, command)
+                await self._spawn(nursery, command_id, "run.cancel", work)
             elif isinstance(command, InputRespond):
-                self._spawn(nursery, command_id, functools.partial(self._respond, command))
+                work = functools.partial(self._respond, command)
+                await self._spawn(nursery, command_id, "input.respond", work)
             else:
-                self._spawn(nursery, command_id, functools.partial(self._state, command))
+                work = functools.partial(self._state, command)
+                await self._spawn(nursery, command_id, "state.get", work)
 
     # --- commands that wait: bounded tasks of the connection's nursery
 
-    def _spawn(
+    async def _spawn(
         self,
         nursery: trio.Nursery,
         command_id: int,
+        method: str,
         work: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
-        if self._is_at_its_cap(command_id):
+        if await self._is_at_its_cap(command_id, method):
             return
         self._waiting_commands += 1
-        nursery.start_soon(self._answer, command_id, work)
+        nursery.start_soon(self._answer, command_id, method, work)
 
-    def _is_at_its_cap(self, command_id: int) -> bool:
+    async def _is_at_its_cap(self, command_id: int, method: str) -> bool:
         """Whether too many commands wait already; says so to the client."""
         if self._waiting_commands < _COMMANDS_AT_ONCE:
             return False
         message = f"{_COMMANDS_AT_ONCE} commands of this connection are under way already"
-        self._reply(replies.error(command_id, "limit_exceeded", message, retry_after=1.0))
+        full = LimitExceededError(message, retry_after=1.0)
+        await self._refuse(command_id, full, method, kind="limit_hit", resource="commands")
         return True
 
-    async def _answer(self, command_id: int, work: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    async def _answer(
+        self,
+        command_id: int,
+        method: str,
+        work: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> None:
         try:
             self._reply(replies.success(command_id, await work()))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the peer is gone, which the reader finds out by itself
         except Exception as error:  # noqa: BLE001  boundary: one command
-            self._reply_failure(command_id, error)
+            await self._refuse(command_id, error, method)
         finally:
             self._waiting_commands -= 1
 
     async def _start_run(self, nursery: trio.Nursery, command_id: int, command: RunStart) -> None:
-        if self._is_at_its_cap(command_id):
+        if await self._is_at_its_cap(command_id, "run.start"):
             return
         try:
             context = UserExecutionContext.from_request(
@@ -204,13 +231,45 @@ class ChatClient:
                 thread_id=self._thread_id,
                 metadata=command.metadata,
             ).with_connection(self._connection_id)
-            messages = tuple(message.to_message() for message in command.input.messages)
-            supervisor = self._services.supervisor
-            run = await supervisor.submit(context, command.assistant_id, messages)
+            if command.on_disconnect == "cancel":
+                run: Run = await nursery.start(self._submit_and_watch, context, command)
+            else:
+                run = await self._submit(context, command)
         except Exception as error:  # noqa: BLE001  boundary: one command
-            self._reply_failure(command_id, error)
+            await self._refuse(command_id, error, "run.start")
             return
-        self._spawn(nursery, command_id, functools.partial(self._accepted, run))
+        await self._spawn(nursery, command_id, "run.start", functools.partial(self._accepted, run))
+
+    async def _submit(self, context: UserExecutionContext, command: RunStart) -> Run:
+        messages = tuple(message.to_message() for message in command.input.messages)
+        return await self._services.supervisor.submit(
+            context,
+            command.assistant_id,
+            messages,
+            disconnect_grace=self._grace_of(command),
+        )
+
+    def _grace_of(self, command: RunStart) -> float | None:
+        if command.on_disconnect == "continue":
+            return None
+        own = command.disconnect_grace
+        return self._services.settings.disconnect_grace if own is None else own
+
+    async def _submit_and_watch(
+        self,
+        context: UserExecutionContext,
+        command: RunStart,
+        *,
+        task_status: trio.TaskStatus[Run],
+    ) -> None:
+        """Who asked for a run watches it, subscribed or not, for as long as the socket lives."""
+        journals = self._services.supervisor.journals
+        async with journals.attached(self._user_id, self._thread_id) as journal:
+            with journal.watchers.watching():
+                run = await self._submit(context, command)
+                task_status.started(run)
+                with contextlib.suppress(CrecheError):  # how it ended is told to who asks
+                    await run.ended()
 
     async def _accepted(self, run: Run) -> dict[str, Any]:
         await run.accepted()
@@ -222,6 +281,7 @@ class ChatClient:
         return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}
 
     async def _cancel_run(self, command: RunCancel) -> dict[str, Any]:
+        check_id("run_id", command.run_id)
         run = self._services.supervisor.find(self._user_id, command.run_id)
         if run is not None and run.thread_id == self._thread_id:
             run.cancel(command.reason)
@@ -236,7 +296,7 @@ class ChatClient:
         record = await self._services.store.run(self._user_id, command.run_id)
         if record is None or record.thread_id != self._thread_id:
             # Asked after the reply: from here to its sending nobody else has a turn.
-            self._services.lookups.ask("run", command.run_id, self._user_id, "run.cancel")
+            self.look_up("run", command.run_id, "run.cancel")
             msg = "there is no such run on this thread"
             raise WireError(msg, code="no_such_run", id=None)
         return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
@@ -260,9 +320,7 @@ class ChatClient:
             )
         except NoSuchQuestionError:
             # Asked after the reply: from here to its sending nobody else has a turn.
-            self._services.lookups.ask(
-                "question", command.interrupt_id, self._user_id, "input.respond"
-            )
+            self.look_up("question", command.interrupt_id, "input.respond")
             raise
         if run is None:
             return {}
@@ -271,17 +329,24 @@ class ChatClient:
         return {"run_id": segment, **parent}
 
     async def _state(self, command: StateGet) -> dict[str, Any]:
+        if command.before is not None:
+            check_id("before", command.before)
         # One at a time, and only once what was answered before is on its way: each may be
         # megabytes long, and who asks need not be one who reads.
         async with self._state_turn:
             await self._outbox.relieved()
-            recalled = await recall(
-                self._services.store,
-                self._user_id,
-                self._thread_id,
-                limit=command.limit,
-                before=command.before,
-            )
+            try:
+                recalled = await recall(
+                    self._services.store,
+                    self._user_id,
+                    self._thread_id,
+                    limit=command.limit,
+                    before=command.before,
+                )
+            except UnknownRunError:
+                assert command.before is not None
+                self.look_up("run", command.before, "state.get")  # as above
+                raise
             interrupts = await open_interrupts(self._services.store, self._user_id, self._thread_id)
         return {**recalled.to_dict(), **interrupts}
 
@@ -293,16 +358,33 @@ class ChatClient:
             self._reply(replies.error(command_id, "invalid_argument", message))
             return
         scope = trio.CancelScope()
-        self._subscription = (new_id()[:12], scope)
+        self._subscription = (new_connection_id(self._user_id), scope)
         nursery.start_soon(self._follow, command_id, command, self._subscription)
 
     def _unsubscribe(self, command_id: int, command: Unsubscribe) -> None:
         if self._subscription is None or self._subscription[0] != command.subscription_id:
             message = "there is no such subscription on this socket"
             self._reply(replies.error(command_id, "no_such_subscription", message))
+            self._note_subscription(command.subscription_id)
             return
         self._subscription[1].cancel()
         self._reply(replies.success(command_id, {}))
+
+    def _note_subscription(self, subscription_id: str) -> None:
+        """Audit, after the reply, one that is another user's: its id says so itself."""
+        try:
+            foreign = not is_connection_of(subscription_id, self._user_id)
+        except InvalidContextError:
+            return  # no more than a mistake
+        if foreign:
+            self._services.audit.record_nowait(
+                "connection_mismatch",
+                user=self._user_id,
+                resource="subscription",
+                operation="subscription.unsubscribe",
+                outcome="absent",
+                correlation_id=self._correlation_id,
+            )
 
     async def _follow(
         self,
@@ -328,16 +410,17 @@ class ChatClient:
                     }
                     self._reply(replies.success(command_id, result))
                     answered = True
-                    await self._send_events(journal, since, scope)
+                    with journal.watchers.watching():
+                        await self._send_events(journal, since, scope)
         except ThreadDeletedError as error:
             self._reply(replies.error(None, "no_such_thread", str(error)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the peer is gone, which the reader finds out by itself
         except Exception as error:  # noqa: BLE001  boundary: one command
-            note_mix_up(self._services.audit, error, "subscribe")
             if not answered:
-                self._reply_failure(command_id, error)
+                await self._refuse(command_id, error, "subscribe")
                 return
+            self._note_mix_up(error, "subscribe")
             # Never a silent gap: the client comes back and resumes from what it has.
             _log.error("a subscription failed", exc_info=error)
             await _close(self._socket, codes.OUR_FAULT, "the event log cannot be read just now")
@@ -376,6 +459,7 @@ class ChatClient:
                 kind="user_mismatch",
                 user=self._user_id,
                 owner=journal.user_id,
+                resource=f"thread {journal.thread_id}",
             )
 
     # --- the connection's own life
@@ -399,13 +483,62 @@ class ChatClient:
         await _close(self._socket, codes.DRAINING, "the server is shutting down")
         connection.cancel()
 
+    # --- what is told, and what of it is audited
+
+    def look_up(self, kind: IdKind, id: str, operation: str) -> None:  # noqa: A002
+        """Have it found out after the reply whether that id, which is absent, is another's."""
+        lookups = self._services.lookups
+        lookups.ask(kind, id, self._user_id, operation, correlation_id=self._correlation_id)
+
+    async def _refuse(
+        self,
+        command_id: int | None,
+        error: Exception,
+        operation: str,
+        *,
+        kind: AuditKind | None = None,
+        resource: str = "run",
+    ) -> None:
+        """Audit what is more than a mistake, then reply; `unavailable` if that cannot be.
+
+        `kind` is for what the error itself does not tell. Waits for nothing else: what is to be
+        looked up after the reply must find it sent.
+        """
+        self._note_mix_up(error, operation)
+        if isinstance(error, WireError):
+            kind, resource = error.kind, error.resource
+        elif isinstance(error, InvalidContextError) and not isinstance(error, IsolationError):
+            kind = "invalid_context"
+        if kind is not None:
+            try:
+                await self._services.audit.record(
+                    kind,
+                    user=self._user_id,
+                    resource=resource,
+                    operation=operation,
+                    outcome=str(error),
+                    correlation_id=self._correlation_id,
+                )
+            except AuditUnavailableError as unavailable:
+                error = unavailable
+        self._reply_failure(command_id, error)
+
+    def _note_mix_up(self, error: Exception, operation: str) -> None:
+        note_mix_up(
+            self._services.audit,
+            error,
+            operation,
+            user=self._user_id,
+            correlation_id=self._correlation_id,
+        )
+
     def _reply(self, reply: bytes) -> None:
         try:
             self._outbox.post(text_frame(reply))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # nobody is there to be told; the reader ends the connection
 
-    def _reply_failure(self, command_id: int, error: Exception) -> None:
+    def _reply_failure(self, command_id: int | None, error: Exception) -> None:
         if isinstance(error, WireError):
             self._reply(replies.error(command_id, error.code, error.message))
             return
@@ -414,7 +547,7 @@ class ChatClient:
             return
         code = replies.code_of(error)
         if code is None:
-            reference = new_id()[:12]
+            reference = self._correlation_id
             _log.error("a command failed", exc_info=error, extra={"correlation_id": reference})
             message = f"the server failed at this command; reference: {reference}"
             self._reply(replies.error(command_id, "unknown_error", message))

@@ -174,9 +174,9 @@ class TestRegistry:
     def test_what_nobody_can_change_may_be_a_class_attribute(self) -> None:
         kept: list[str] = []
 
-        @tool
+        @tool(shared=(kept,))
         def private() -> None:
-            """What a tool closes over is its maker's business."""
+            """What a tool shares on purpose is its maker's business."""
             kept.append("called")
 
         class Fine(Plain):
@@ -226,6 +226,35 @@ class TestRegistry:
         assert AgentClassRegistry({"one": Adds}).missing_requirements(["sub"]) == {"one": ("add",)}
         with pytest.raises(ValueError, match="'one' wants add"):
             Infrastructure(agents={"one": Adds}, tools=[sub])
+
+    def test_two_tools_of_one_name_in_a_list_are_refused(self) -> None:
+        """One of them would never be called, and nobody could tell which."""
+
+        @tool
+        def add() -> None: ...
+
+        @tool(name="add")
+        def plus() -> None: ...
+
+        def agent(*tools: object) -> type[Plain]:
+            return type("Adds", (Plain,), {"tools": tools})
+
+        for tools in ([add, plus], [add, add]):
+            with pytest.raises(ValueError, match="infrastructure may have one .* of 'add'"):
+                Infrastructure(agents={}, tools=tools)
+            with pytest.raises(ValueError, match="agent 'one' may have one .* of 'add'"):
+                Infrastructure(agents={"one": agent(*tools)})
+        for named in (("add", "add"), ("add", plus)):
+            with pytest.raises(ValueError, match="agent 'one' may have one .* of 'add'"):
+                AgentClassRegistry({"one": agent(*named)})
+        registry = AgentClassRegistry()
+        with pytest.raises(ValueError, match="`requires` of agent 'one' .* of 'add'"):
+            registry.register("one", Plain, requires=("add", "add"))
+        assert len(registry) == 0
+        registry.register("one", agent("add"), requires=("add",))  # two lists
+        assert Infrastructure(agents=registry, tools=[add]).tools_of("one") == (add,)
+        own = Infrastructure(agents={"one": agent(plus)}, tools=[add])
+        assert own.tools_of("one") == (plus,), "its own goes before the process's"
 
     def test_an_agent_gets_the_tools_that_it_names_and_no_others(self) -> None:
         @tool

@@ -60,7 +60,7 @@ async def pay_once(
     """(what was paid, what the results say) when an `approval=True` tool is called."""
     paid: list[str] = []
 
-    @tool(approval=True)
+    @tool(approval=True, shared=(paid,))
     async def pay(amount: int, to: str = "bob") -> str:
         """Pay."""
         paid.append(f"{amount} to {to}")

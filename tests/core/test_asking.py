@@ -899,7 +899,7 @@ class TestSubagents:
 
 class TestApproval:
     def paying(self, paid: list[int], limits: Limits | None = None) -> Infrastructure:
-        @tool(approval=True)
+        @tool(approval=True, shared=(paid,))
         async def pay(amount: int, token: str = "") -> str:
             """Pay."""
             paid.append(amount)
@@ -1017,7 +1017,7 @@ class TestApproval:
     ) -> None:
         paid: list[int] = []
 
-        @tool(approval=True)
+        @tool(approval=True, shared=(paid,))
         async def pay(amount: int) -> str:
             """Pay."""
             paid.append(amount)

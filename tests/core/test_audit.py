@@ -32,6 +32,7 @@ from creche import (
     NewThread,
     RunContext,
     SecurityAudit,
+    StoreUnavailableError,
     ThreadId,
     Verification,
     open_audit,
@@ -43,11 +44,11 @@ from creche._audit import (
     MOST_WINDOWS_PER_USER,
     VARIOUS,
     WINDOW,
-    note_mix_up,
 )
 from creche._audit_chain import NOTHING, chain, decode_record, encode_record
 from creche._audit_folding import shown
 from creche._audit_sinks import EVERYTHING
+from creche._auditing import note_mix_up
 
 # --- the audit itself
 
@@ -132,14 +133,11 @@ class TestARecord:
             assert isinstance(caught.value.__cause__, OSError)
             assert await all_of(sink) == []
 
-    async def test_written_by_nobody_who_waits_is_written_all_the_same(
-        self,
-        autojump_clock: object,
-    ) -> None:
+    async def test_written_by_nobody_who_waits_is_written_all_the_same(self) -> None:
         sink = TroubledSink()
         async with open_audit(sink) as audit:
             audit.record_nowait("limit_hit", resource="x", operation="y")
-            await trio.sleep(0.01)
+            await trio.testing.wait_all_tasks_blocked()
             assert [record.kind for record in await all_of(sink)] == ["limit_hit"]
 
     @pytest.mark.parametrize(
@@ -608,7 +606,6 @@ class TestTheCore:
     async def test_stops_a_run_that_was_given_anothers_journal_and_audits_it(
         self,
         monkeypatch: pytest.MonkeyPatch,
-        autojump_clock: object,
     ) -> None:
         """The leak is planted: every run is handed the journal of bob's thread."""
         sink, store = MemorySink(), MemoryStore()
@@ -617,9 +614,10 @@ class TestTheCore:
             monkeypatch.setattr(journals, "attached", lambda *_: real(BOB, ThreadId("bobs")))
             made = with_audit(audit, store=store)
             async with open_supervisor(made, journals) as supervisor:
-                with pytest.raises(Exception):  # noqa: B017, PT011  the start is refused
+                with pytest.raises(StoreUnavailableError) as caught:
                     await supervisor.start(context(), "hello", "x")
-            await trio.sleep(0.01)
+                assert isinstance(caught.value.__cause__, IsolationError)
+            await trio.testing.wait_all_tasks_blocked()
             [record] = await all_of(sink)
             assert (record.kind, record.user, record.claimed_owner) == (
                 "user_mismatch",
@@ -651,7 +649,9 @@ class TestTheCore:
                 with pytest.raises(IsolationError):
                     await journal.propose(NewThread(title="", epoch="e"), runs=(foreign,))
                 with pytest.raises(IsolationError):
-                    journal.append_encoded(b'{"type":"CUSTOM"}', speaker=BOB, runs=(foreign,))
+                    journal.append_encoded(
+                        b'{"type":"CUSTOM"}', speaker=context(BOB, "bobs"), runs=(foreign,)
+                    )
                 assert journal.last_seq == 0
         assert await store.threads(BOB) == []
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import typing
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -22,19 +24,61 @@ from creche import (
     open_supervisor,
     text_of,
 )
-from creche._class_guard import ClassGuard, classes_of
+from creche._agents import check_agent_class
+from creche._class_guard import ClassGuard, ClassWatch
+from creche._owned import classes_of
 
 CANARY = "canary-3f1d"
 
 
+def wrapping(function: Any) -> Any:
+    def wrapper(*given: Any) -> Any:
+        return function(*given)
+
+    return functools.wraps(function)(wrapper)
+
+
 def make_writer() -> type[Any]:
     """An agent that does to its class what it is asked, and then looks what is there."""
+    closed_over = "as it was"
+
+    class Meta(type):
+        word = "as it was"
+
+        def method(cls) -> str:
+            return "as it was"
+
+    class Beside:
+        word = "as it was"
 
     class Base:
         inherited: ClassVar[str] = "as it was"
 
-    class Writer(Base):
+    class Writer(Base, metaclass=Meta):
         greeting: ClassVar[str] = "hello"
+        part = functools.partial(str, encoding="utf8")
+
+        class Nested:
+            word = "as it was"
+
+            class Deep:
+                def method(self) -> str:
+                    return "as it was"
+
+        @property
+        def called(self) -> str:
+            return "as it was"
+
+        @staticmethod
+        def apart(given: str = "as it was") -> str:
+            return given
+
+        @wrapping
+        def wrapped(self, *, given: str = "as it was") -> str:
+            return given
+
+        def closes(self) -> str:
+            return closed_over + Beside.word
 
         @classmethod
         def remember(cls, value: str) -> None:
@@ -43,7 +87,7 @@ def make_writer() -> type[Any]:
         async def helper(self) -> str:
             return "helped"
 
-        async def run(self, run: RunContext) -> Any:  # noqa: PLR0912  a case a way
+        async def run(self, run: RunContext) -> Any:  # noqa: PLR0912, PLR0915  a case a way
             cls: Any = type(self)
             match text_of(run.messages[-1]):
                 case "add":
@@ -65,6 +109,46 @@ def make_writer() -> type[Any]:
                 case "rename":
                     cls.welcome = cls.greeting
                     del cls.greeting
+                case "metaclass":
+                    type(cls).word = CANARY
+                case "metaclass's method":
+                    type(cls).method.kept = CANARY
+                case "name":
+                    cls.__name__ = CANARY
+                case "bases":
+                    cls.__bases__ = (type("Evil", (Base,), {"inherited": CANARY}),)
+                case "nested":
+                    cls.Nested.word = CANARY
+                case "nested method":
+                    cls.Nested.Deep.method.__defaults__ = (CANARY,)
+                case "beside":
+                    Beside.word = CANARY
+                case "attribute":
+                    cls.run.kept = CANARY
+                case "attributes":
+                    cls.run.__dict__ = {"kept": CANARY}
+                case "attribute of a wrapped one":
+                    cls.wrapped.__wrapped__.kept = CANARY
+                case "keyword's default":
+                    cls.wrapped.__wrapped__.__kwdefaults__["given"] = CANARY
+                case "keyword's defaults":
+                    cls.helper.__kwdefaults__ = {"given": CANARY}
+                case "default":
+                    cls.apart.__defaults__ = (CANARY,)
+                case "attribute of a staticmethod":
+                    vars(cls)["apart"].kept = CANARY
+                case "attribute of a property":
+                    cls.called.fget.kept = CANARY
+                case "code":
+                    cls.helper.__code__ = (lambda self: CANARY).__code__
+                case "docstring":
+                    cls.run.__doc__ = CANARY
+                case "cell":
+                    cls.closes.__closure__[1].cell_contents = CANARY
+                case "partial's keyword":
+                    cls.part.keywords["errors"] = CANARY
+                case "partial's attribute":
+                    cls.part.kept = CANARY
                 case "fail":
                     cls.secret = CANARY
                     raise RunError("no")
@@ -77,12 +161,20 @@ def make_writer() -> type[Any]:
                     await trio.sleep(10)
                 case _:
                     pass
-            return {
-                name: str(value)
-                for each in (Writer, Base)
-                for name, value in vars(each).items()
-                if not name.startswith("__")
-            }
+            functions: Any = (cls.run, cls.helper, cls.apart, cls.closes, Meta.method)
+            functions += (cls.wrapped.__wrapped__, cls.called.fget, cls.Nested.Deep.method)
+            return [
+                *(
+                    {name: str(value) for name, value in vars(each).items() if name[:2] != "__"}
+                    for each in (Writer, Base, Meta, Beside, Writer.Nested)
+                ),
+                cls.__name__,
+                str(cls.__mro__),
+                *(str((vars(f), f.__defaults__, f.__kwdefaults__, f.__doc__)) for f in functions),
+                str((vars(vars(cls)["apart"]), vars(cls.part), cls.part.keywords)),
+                await self.helper(),
+                self.closes(),
+            ]
 
     return Writer
 
@@ -106,7 +198,11 @@ async def runs_of(agent: type[Any], *asked: str, store: MemoryStore) -> list[Run
     "how",
     [
         *("add", "classmethod", "by name", "change", "equal", "delete", "base", "method", "rename"),
-        *("fail", "hang", "subagent"),
+        *("fail", "hang", "subagent", "metaclass", "metaclass's method", "name", "bases"),
+        *("nested", "nested method", "beside", "attribute", "attributes", "keyword's default"),
+        *("attribute of a wrapped one", "keyword's defaults", "default", "code", "docstring"),
+        *("attribute of a staticmethod", "attribute of a property", "cell"),
+        *("partial's keyword", "partial's attribute"),
     ],
 )
 async def test_what_a_run_writes_to_its_class_no_later_run_sees_and_the_run_fails(
@@ -230,13 +326,15 @@ def test_the_classes_of_an_agent_are_those_that_somebody_wrote() -> None:
 
     assert classes_of(Mine) == (Mine, Base)
     registry = AgentClassRegistry({"one": Mine, "two": type("Other", (Base,), {"run": Mine.run})})
-    assert registry.guards_of("one")[1] is registry.guards_of("two")[1]
+    one, two = registry.guards_of("one"), registry.guards_of("two")
+    # The base's, and that of the method that they share.
+    assert (one, len(two), set(one) < set(two)) == (one, 3, True)
 
 
 def test_a_class_is_put_back_to_what_it_was_attribute_by_attribute() -> None:
     guarded: Any = agent_of(None, ())  # type: ignore[arg-type]
     was = dict(vars(guarded))
-    guard = ClassGuard(guarded)
+    guard = ClassGuard(check_agent_class("made", guarded)[-1])
     guard.check()
     assert guard.breaches == 0
     guarded.one, guarded.two = 1, 2
@@ -251,3 +349,102 @@ def test_a_class_is_put_back_to_what_it_was_attribute_by_attribute() -> None:
     delattr(guarded, last)
     guard.check()
     assert (guard.breaches, dict(vars(guarded))) == (2, was)
+
+
+class TestVariables:
+    """Those that a method closes over are the function's around the class, too."""
+
+    @staticmethod
+    def reading() -> tuple[type[Any], Callable[[Any], None]]:
+        client: Any = "none yet"
+
+        def put(value: Any) -> None:
+            nonlocal client
+            client = value
+
+        class Reads:
+            async def run(self, run: RunContext) -> Any:
+                await trio.sleep(10)
+                return client
+
+        return Reads, put
+
+    async def test_may_be_set_by_it_before_a_run_and_between_two(
+        self, autojump_clock: MockClock
+    ) -> None:
+        agent, put = self.reading()
+        async with open_supervisor(infrastructure(reads=agent)) as supervisor:
+            for value in ("one", "two"):
+                put(value)
+                run = await supervisor.start(context(), "reads", "x")
+                assert (await run.ended()).result == value
+
+    async def test_do_not_change_while_runs_are_alive(self, autojump_clock: MockClock) -> None:
+        agent, put = self.reading()
+        async with open_supervisor(infrastructure(reads=agent)) as supervisor:
+            alive = await supervisor.start(context("ada", "a"), "reads", "x")
+            await trio.sleep(1)
+            put("two")
+            later = await supervisor.start(context("bob", "b"), "reads", "x")
+            assert (await alive.ended()).receipt.reason == "isolation_violation"
+            assert (await later.ended()).result == "none yet"
+
+    async def test_may_change_at_any_time_if_what_they_held_is_shared(
+        self, autojump_clock: MockClock
+    ) -> None:
+        client = object()
+
+        class Reads:
+            shared = (client,)
+
+            async def run(self, run: RunContext) -> Any:
+                await trio.sleep(10)
+                return str(client)
+
+        async with open_supervisor(infrastructure(reads=Reads)) as supervisor:
+            run = await supervisor.start(context(), "reads", "x")
+            await trio.sleep(1)
+            client = "another"
+            assert (await run.ended()).result == "another"
+
+    async def test_may_get_their_first_value_at_any_time(self, autojump_clock: MockClock) -> None:
+        class Reads:
+            async def run(self, run: RunContext) -> Any:
+                await trio.sleep(10)
+                return first
+
+        async with open_supervisor(infrastructure(reads=Reads)) as supervisor:
+            run = await supervisor.start(context(), "reads", "x")
+            await trio.sleep(1)
+            first = "late"
+            assert (await run.ended()).result == "late"
+
+
+def test_what_two_agents_have_in_common_has_one_guard() -> None:
+    """So that none of them takes for its own what another's run wrote there."""
+
+    class Beside:
+        word = "as it was"
+
+    def method(self: object) -> str:
+        return Beside.word
+
+    class One:
+        same = method
+
+        async def run(self, run: RunContext) -> None: ...
+
+    class Two:
+        also = method
+
+        async def run(self, run: RunContext) -> None: ...
+
+    registry = AgentClassRegistry({"one": One, "two": Two})
+    one, two = ClassWatch(), ClassWatch()
+    one.begin(registry.guards_of("one"))
+    two.begin(registry.guards_of("two"))
+    Beside.word = CANARY
+    assert one.end() is not None
+    assert two.end() is not None
+    assert Beside.word == "as it was"
+    assert [guard.alive for guard in registry.guards_of("two")] == [0, 0]

@@ -36,6 +36,21 @@ def made(**changed: Any) -> UserExecutionContext:
     )
 
 
+# What makes a log line, or a page that shows it, say something else than is there.
+MISLEADING = {
+    "\u2028": "a line separator",
+    "\u2029": "a paragraph separator",
+    **{chr(code): f"the bidi control U+{code:X}" for code in (*range(0x202A, 0x202F), 0x61C)},
+    **{chr(code): f"the bidi control U+{code:X}" for code in range(0x2066, 0x206A)},
+    **{chr(code): f"the invisible U+{code:X}" for code in range(0x200B, 0x2010)},
+    "\ufeff": "a byte order mark",
+    "\u00ad": "a soft hyphen",
+    "\u2060": "a word joiner",
+    "\U000e0041": "a tag character",
+    "\udc80": "half a surrogate pair",
+    "\x85": "a next line",
+    "\x1b": "an escape",
+}
 REFUSED_EVERYWHERE: list[tuple[str, Any]] = [
     ("a number", 7),
     ("bytes", b"ada"),
@@ -51,6 +66,8 @@ REFUSED_EVERYWHERE: list[tuple[str, Any]] = [
     ("a DEL within", "a\x7f"),
     ("a C1 control within", "a\x9b31m"),
     ("half a surrogate pair", "a\ud800"),
+    *((f"{name} within", f"a{character}b") for character, name in MISLEADING.items()),
+    *((f"{name} at the end", f"a{character}") for character, name in MISLEADING.items()),
     *((word, word) for word in WORDS),
     *((f"{word} in capitals", word.upper()) for word in WORDS),
     ("a placeholder between blanks", " Default "),
@@ -69,6 +86,11 @@ TAKEN_EVERYWHERE = [
     "user@example.com",
     "0f5e-11",
     "zoë",
+    "zoe\u0308",  # the same, its dots a character of their own
+    "עברית",
+    "مرحبا",
+    "देवनागरी",
+    "👩🏽",
     "甲",
     "with blanks within",
     "00",
@@ -87,6 +109,24 @@ class TestIds:
         with pytest.raises(InvalidContextError) as caught:
             made(**{field: value})
         assert str(caught.value).startswith(f"{field} must ")
+
+    @pytest.mark.parametrize(
+        ("value", "rule"),
+        [
+            ("a\nb", "control characters (U+000A)"),
+            ("a\u2028", "line separators (U+2028)"),
+            ("a\u2029", "paragraph separators (U+2029)"),
+            ("a\u202eb", "invisible or turn the direction of writing (U+202E)"),
+            ("a\u200bb", "invisible or turn the direction of writing (U+200B)"),
+            ("a\ud800", "halves of surrogate pairs (U+D800)"),
+        ],
+        ids=ascii,
+    )
+    def test_a_character_that_misleads_is_told_by_its_rule(self, value: str, rule: str) -> None:
+        with pytest.raises(InvalidContextError) as caught:
+            made(thread_id=value)
+        assert rule in str(caught.value)
+        assert str(caught.value).isascii(), "the words do not carry it on"
 
     @pytest.mark.parametrize("field", FIELDS)
     @pytest.mark.parametrize("value", TAKEN_EVERYWHERE, ids=range(len(TAKEN_EVERYWHERE)))
@@ -282,10 +322,10 @@ class TestChildren:
             ("  ", "must not be blank"),
             ("\t", "must not be blank"),
             ("x" * (MAX_ID_LENGTH + 1), "must not be longer than 256 characters (it has 257)"),
-            ("search\nfor", "must not contain control characters"),
-            ("search\x00", "must not contain control characters"),
-            ("search\x7f", "must not contain control characters"),
-            ("search\ud800", "must not contain control characters"),
+            ("search\nfor", "must not contain control characters (U+000A)"),
+            ("search\x00", "must not contain control characters (U+0000)"),
+            ("search\x7f", "must not contain control characters (U+007F)"),
+            ("search\ud800", "must not contain halves of surrogate pairs (U+D800)"),
         ],
         ids=lambda value: repr(value)[:20],
     )

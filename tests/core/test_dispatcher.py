@@ -188,6 +188,16 @@ class TestWithoutAnEngine:
         assert types(await said_by(bobs)) == ["RUN_STARTED", "RUN_FINISHED"]
 
 
+async def test_two_tools_of_one_name_are_refused() -> None:
+    @tool(name="add")
+    async def other() -> None: ...
+
+    for tools in ([add, other], [add, slow, add]):
+        with pytest.raises(ValueError, match="dispatcher may have one tool .* of 'add'"):
+            async with ToolDispatcher.create_scoped_dispatcher_context(context(), tools=tools):
+                pytest.fail("it was opened")
+
+
 def _only_ada(asking: UserExecutionContext, tool: Tool) -> bool:
     return asking.user_id == ADA or tool.name != "add"
 

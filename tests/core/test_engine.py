@@ -691,7 +691,7 @@ class TestCodeThatLeavesItsScopesOpen:
             async for _ in generator:
                 break
 
-        @tool
+        @tool(shared=(kept,))
         async def leaves_it_open() -> None:
             await leave()
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.small_world import ADA, BOB, THREAD, TroubledStore, log_of
+from tests.small_world import ADA, BOB, THREAD, TroubledStore, context, log_of
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from creche import (
@@ -86,9 +86,9 @@ async def test_nobody_but_the_owners_runs_can_say_anything_on_it() -> None:
     store = TroubledStore()
     async with a_journal(store) as journal:
         with pytest.raises(IsolationError):
-            journal.append_encoded(encode_unnumbered(event()), speaker=BOB)
+            journal.append_encoded(encode_unnumbered(event()), speaker=context(BOB))
         assert journal.last_seq == 0
-        journal.append_encoded(encode_unnumbered(event()), speaker=ADA)
+        journal.append_encoded(encode_unnumbered(event()), speaker=context())
         assert journal.last_seq == 1
 
 

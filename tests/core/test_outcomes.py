@@ -146,7 +146,7 @@ async def test_a_stop_that_answers_has_stopped_something(
     """What the run started is over when its outcome is known, and not only marked so."""
     alive: list[str] = []
 
-    @tool
+    @tool(shared=(alive,))
     async def work() -> None:
         alive.append("tool")
         try:

@@ -146,11 +146,12 @@ def test_a_credential_in_a_sentence_is_not_shown(text: str) -> None:
     [
         ("/home/ada/notes.txt: not found", "~/notes.txt: not found"),
         ("open '/Users/ada/x y.txt'", "open '~/x y.txt'"),
-        ("/root/.ssh/id", "~/.ssh/id"),
+        ("/home/ann/.ssh/id", "~/.ssh/id"),
+        ("the home /root is full", "the home ~ is full"),
         (r"C:\Users\ada\x.txt", r"~\x.txt"),
         ('File "/home/ada/app.py", line 7', 'File "~/app.py", line 7'),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_a_home_path_does_not_say_whose(text: str, shown: str) -> None:
     assert redact_text(text) == shown

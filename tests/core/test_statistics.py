@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -152,6 +153,48 @@ class TestStatistics:
             RunStatistics(tool_calls=1, tool_failures=1),
             RunStatistics(run_ms=7000, tool_calls=1),  # it was stopped, which is no failure
         ]
+
+    @pytest.mark.parametrize(
+        ("agent", "seconds", "told", "logged"),
+        [
+            ("doubles", 600, (3, 0, 3), {"tokens": 3}),
+            ("doubles", 5, (3, 1, 2), {"tokens": 2, "untold_calls": 1}),
+            ("chats", 5, (1, 1, 0), {"untold_calls": 1}),
+            ("hang", 5, (0, 0, 0), {"tokens": 0}),
+        ],
+        ids=["whole", "stopped in the third call", "stopped in the first", "without a model"],
+    )
+    async def test_of_a_call_that_was_stopped_no_cost_is_made_up(
+        self,
+        autojump_clock: MockClock,
+        store: MemoryStore,
+        caplog: pytest.LogCaptureFixture,
+        agent: str,
+        seconds: float,
+        told: tuple[int, int, int],
+        logged: dict[str, int],
+    ) -> None:
+        """A model tells at the end of its answer what that cost: a stopped one cannot."""
+
+        @tool(name="double")
+        async def quick(n: int) -> int:
+            return n
+
+        made = infrastructure(
+            store=store,
+            limits=Limits(run_timeout=seconds),
+            models={"default": Scripted(2, delay=3)},
+            doubles=type("Doubles", (ModelAgent,), {"tools": (quick,)}),
+            chats=ModelAgent,
+        )
+        caplog.set_level(logging.INFO, logger="creche.engine")
+        async with open_supervisor(made) as supervisor:
+            run = await supervisor.start(context(), agent, "hi")
+            spent = (await run.ended()).statistics
+        assert (spent.model_calls, spent.untold_calls, spent.output_tokens) == told
+        line = vars(caplog.records[-1])
+        assert line["message"] == "a run ended"
+        assert {key: line[key] for key in ("tokens", "untold_calls") if key in line} == logged
 
 
 class TestQueued:

@@ -148,7 +148,7 @@ class TestOne:
         seen: list[RunContext] = []
         called_by: list[Any] = []
 
-        @tool
+        @tool(shared=(called_by,))
         async def shared(who: ToolContext) -> str:
             called_by.append(who.context)
             return "ok"
@@ -194,6 +194,8 @@ class TestOne:
         instances: list[object] = []
 
         class Counts:
+            shared = (instances,)
+
             def __init__(self) -> None:
                 self.count = 0
 
@@ -546,7 +548,7 @@ class TestCancel:
         flags: list[StopFlag] = []
         begun = trio.Event()
 
-        @tool
+        @tool(shared=(flags,))
         def stubborn(who: ToolContext) -> None:
             flags.append(who.stop)
             trio.from_thread.run_sync(begun.set)

@@ -707,15 +707,14 @@ class TestCancelling:
         autojump_clock: MockClock,
         store: TroubledStore,
     ) -> None:
-        cleaned_up = False
+        cleaned_up = trio.Event()
 
         @tool
         async def slow() -> None:
-            nonlocal cleaned_up
             try:
                 await trio.sleep_forever()
             finally:
-                cleaned_up = True
+                cleaned_up.set()
 
         async def calls(run: RunContext) -> None:
             await run.call_tool("slow", {})
@@ -726,7 +725,7 @@ class TestCancelling:
             await trio.sleep(1)
             run.cancel()
             receipt = await self.check_cancelled(store, run)
-        assert cleaned_up
+        assert cleaned_up.is_set()
         assert receipt["tools_stopped"] == [{"name": "slow", "how": "cancelled"}]
         assert types_of(await log_of(store))[-2:] == ["TOOL_CALL_RESULT", "RUN_FINISHED"]
 

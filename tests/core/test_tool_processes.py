@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 from tests.process_tools import (
+    daemonise,
     echo,
     end,
     hang,
@@ -40,6 +43,16 @@ opened = ToolDispatcher.create_scoped_dispatcher_context
 def pids(tmp_path: Path) -> Path:
     """The file into which a tool writes whom it started."""
     return tmp_path / "pids"
+
+
+@pytest.fixture
+def bystander() -> Iterator[int]:
+    """A process of ours that no tool started."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 async def written(pids: Path) -> list[int]:
@@ -209,15 +222,44 @@ async def test_one_that_ends_well_leaves_nothing_behind_either(pids: Path) -> No
     assert dispatcher.killed == []
 
 
-async def test_it_ends_when_the_process_that_wants_its_answer_dies(pids: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="what has left its group is found on Linux")
+@pytest.mark.parametrize("ends", [True, False], ids=["that ended well", "that is cancelled"])
+async def test_one_leaves_no_daemon_behind(pids: Path, ends: bool, bystander: int) -> None:
+    async with opened(context(), tools=[daemonise]) as dispatcher:
+        async with trio.open_nursery() as nursery:
+            params = {"pids": str(pids), "ends": ends}
+            nursery.start_soon(dispatcher.dispatch, "daemonise", params)
+            started = await written(pids)
+            assert len(started) == 4
+            if not ends:
+                assert all(map(is_alive, started))
+                assert len({os.getsid(pid) for pid in started}) == 4
+                nursery.cancel_scope.cancel()
+        assert not any(map(is_alive, started)), "they were gone when the call ended"
+    assert dispatcher.abandoned == []
+    assert is_alive(bystander), "what is another's is left alone"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "'hang', {'pids': PIDS}",
+        pytest.param(
+            "'daemonise', {'pids': PIDS, 'ends': False}",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="likewise"),
+        ),
+    ],
+    ids=["programs", "daemons"],
+)
+async def test_it_ends_when_the_process_that_wants_its_answer_dies(pids: Path, call: str) -> None:
     """Nobody kills it then: it notices by itself."""
     program = (
         "import sys, trio, creche, tests.process_tools as tools\n"
         "async def main():\n"
         "    who = creche.UserExecutionContext.from_request(user_id='a', thread_id='t')\n"
         "    opened = creche.ToolDispatcher.create_scoped_dispatcher_context\n"
-        "    async with opened(who, tools=[tools.hang]) as dispatcher:\n"
-        f"        await dispatcher.dispatch('hang', {{'pids': {str(pids)!r}}})\n"
+        "    async with opened(who, tools=[tools.hang, tools.daemonise]) as dispatcher:\n"
+        f"        await dispatcher.dispatch({call.replace('PIDS', repr(str(pids)))})\n"
         "trio.run(main)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import enum
 import logging
 import threading
@@ -434,7 +435,7 @@ class TestCalls:
         value: Any,
         content: str,
     ) -> None:
-        @tool
+        @tool(shared=(value,))
         async def give() -> Any:
             return value
 
@@ -476,7 +477,7 @@ class TestCalls:
     async def test_a_tool_that_asks_gets_the_context_and_its_calls_id(self) -> None:
         seen: list[ToolContext] = []
 
-        @tool
+        @tool(shared=(seen,))
         async def look(ctx: ToolContext, where: str) -> str:
             seen.append(ctx)
             return where
@@ -494,21 +495,20 @@ class TestTime:
         self,
         autojump_clock: MockClock,
     ) -> None:
-        ended = False
+        ended = trio.Event()
 
         @tool
         async def slow() -> None:
-            nonlocal ended
             try:
                 await trio.sleep_forever()
             finally:
-                ended = True
+                ended.set()
 
         async with dispatching(slow, add, limits=Limits(tool_timeout=7)) as (dispatcher, _):
             begun = trio.current_time()
             result = await dispatcher.dispatch("slow", {})
             assert trio.current_time() - begun == pytest.approx(7)
-            assert ended
+            assert ended.is_set()
             assert result.error is not None
             assert "7 s" in result.error
             assert (await dispatcher.dispatch("add", {"a": 1})).ok
@@ -667,21 +667,20 @@ class TestThreads:
             assert (dispatcher.stopped, dispatcher.abandoned) == (["second"], [])
 
     async def test_only_so_many_threads_of_one_run_work_at_once(self) -> None:
-        lock, together, most = threading.Lock(), 0, 0
+        lock, at_work = threading.Lock(), collections.Counter[str]()
 
-        @tool
+        @tool(shared=(at_work,))
         def busy(ctx: ToolContext) -> None:
-            nonlocal together, most
             with lock:
-                together += 1
-                most = max(most, together)
+                at_work["now"] += 1
+                at_work["most"] = max(at_work["most"], at_work["now"])
             ctx.stop.wait(0.02)
             with lock:
-                together -= 1
+                at_work["now"] -= 1
 
         async with dispatching(busy, limits=Limits(tool_threads=2)) as (dispatcher, _):
             with trio.fail_after(10):
                 async with trio.open_nursery() as nursery:
                     for _ in range(6):
                         nursery.start_soon(dispatcher.dispatch, "busy", {})
-        assert most == 2
+        assert at_work["most"] == 2

@@ -22,7 +22,7 @@ from tests.isolation.canaries import (
 )
 from tests.isolation.story import Asked, Evidence
 
-from creche import Entry, RunOutcome
+from creche import Entry, Run, RunOutcome, SpanStart
 
 TERMINAL: Final = {"RUN_FINISHED", "RUN_ERROR"}
 # Never in what others than the model see: nobody but the run's own code is told these.
@@ -94,6 +94,45 @@ def no_canary_in_agents(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("canary in agents", f"{user}'s agent in {run_id} was given {found}")
     for mixed_up in evidence.stage.mixed_up:
         yield Finding("canary in agents", mixed_up)
+
+
+def no_canary_in_spans(evidence: Evidence) -> Iterator[Finding]:
+    """A span may name whose it is; what users, agents and tools say is in none."""
+    for told in evidence.tracer.spans:
+        owner = owner_of(told.started.user_id)
+        text = f"{told.started!r} {told.ended!r}"
+        for found in strangers(text, owner, evidence.plan.mark, forbidden=PAYLOAD):
+            yield Finding("canary in spans", f"{told.started.user_id}'s span has {found}")
+
+
+def spans_are_whole(evidence: Evidence) -> Iterator[Finding]:
+    """Each ends once, before the one around it, which is of the same run; each run has one."""
+    for told in evidence.tracer.spans:
+        started, around = told.started, told.parent
+        if told.ends != 1:
+            yield Finding("spans", f"{started} ended {told.ends} times")
+        if (started.kind == "run") != (around is None):
+            yield Finding("spans", f"{started} is within {around}")
+        if around is not None and _run_of(around.started) != _run_of(started):
+            yield Finding("spans", f"{started} is within another run's {around.started}")
+    ran = collections.Counter(
+        _run_of(told.started) for told in evidence.tracer.spans if told.started.kind == "run"
+    )
+    # The id of a run whose thread was deleted may be had by another.
+    handles = [asked.handle for asked in evidence.runs]
+    taken = collections.Counter(map(_run_told, handles))
+    ended = collections.Counter(_run_told(each) for each in handles if each.outcome is not None)
+    for key, count in taken.items():
+        if not ended[key] <= ran[key] <= count:
+            yield Finding("spans", f"{key} has {ran[key]} spans of a run, of {count} runs")
+
+
+def _run_told(handle: Run) -> tuple[str, str, str]:
+    return handle.user_id, handle.thread_id, handle.run_id
+
+
+def _run_of(started: SpanStart) -> tuple[str, str, str]:
+    return started.user_id, started.thread_id, started.run_id
 
 
 def no_canary_in_the_audit(evidence: Evidence) -> Iterator[Finding]:
@@ -244,6 +283,8 @@ CHECKS: Final = (
     no_canary_in_errors,
     no_canary_in_returns,
     no_canary_in_agents,
+    no_canary_in_spans,
+    spans_are_whole,
     no_canary_in_the_audit,
     only_limits_are_audited,
     nothing_foreign_exists,

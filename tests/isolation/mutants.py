@@ -46,6 +46,7 @@ from creche._messages import AgentInput
 from creche._run_life import RunLife
 from creche._subagents import Subagents
 from creche._tool_calls import ToolCalls
+from creche._tracing import SpanBlock, Spans
 
 
 @contextlib.contextmanager
@@ -593,6 +594,49 @@ def payload_logged() -> Any:
 
 
 @mutant
+def span_carries_the_tools_arguments() -> Any:
+    """Whoever looks at spans can read what a tool was called with."""
+    called: contextvars.ContextVar[Any] = contextvars.ContextVar("called")
+
+    def change_dispatch(original: Any) -> Any:
+        async def dispatch(self: ToolDispatcher, name: str, params: Any, **more: Any) -> Any:
+            called.set(params)
+            return await original(self, name, params, **more)
+
+        return dispatch
+
+    def change_block(original: Any) -> Any:
+        def block(self: Spans, kind: Any, name: str, **more: Any) -> Any:
+            told = f"{name} {called.get()}" if kind == "tool" else name
+            return original(self, kind, told, **more)
+
+        return block
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(replaced(ToolDispatcher, "dispatch", change_dispatch))
+    stack.enter_context(replaced(Spans, "block", change_block))
+    return stack
+
+
+@mutant
+def span_within_the_one_that_began_last() -> Any:
+    """What a span is within is looked up in a slot that all runs share."""
+    slot: dict[str, Any] = {}
+
+    def change(original: Any) -> Any:
+        def enter(self: SpanBlock) -> Any:
+            if self._above is not None:
+                self._above = slot.get("last", self._above)
+            original(self)
+            slot["last"] = self._span
+            return self
+
+        return enter
+
+    return replaced(SpanBlock, "__enter__", change)
+
+
+@mutant
 def failure_told_with_the_one_before() -> Any:
     """An error's words have another's data in them."""
     last = [""]
@@ -625,7 +669,7 @@ def failure_told_as_it_is() -> Any:
 @mutant
 def redaction_off() -> Any:
     """Events go out as agents and tools made them."""
-    return replaced(_emitter, "_REDACTIONS", lambda _: MappingProxyType({}))
+    return replaced(_emitter, "REDACTIONS", lambda _: MappingProxyType({}))
 
 
 @mutant

@@ -23,6 +23,7 @@ from creche import (
 from creche._emitter import SubagentEmitter
 from creche._subagents import Subagents
 from creche._tool_calls import ToolCalls
+from creche._tracing import SpanBlock, Spans
 
 OF_A_RUN: Final[tuple[type[object], ...]] = (
     Actor,
@@ -33,6 +34,8 @@ OF_A_RUN: Final[tuple[type[object], ...]] = (
     Journal,
     Run,
     RunContext,
+    SpanBlock,
+    Spans,
     SubagentEmitter,
     Subagents,
     ToolCalls,

@@ -27,6 +27,7 @@ from tests.isolation.cast import (
     Stage,
     WatchedStore,
 )
+from tests.tracing import RecordingTracer
 
 from creche import (
     AuditQuery,
@@ -208,6 +209,7 @@ class Evidence:
     )
     pried: list[str] = dataclasses.field(default_factory=list[str])  # what should not have worked
     logs: list[logging.LogRecord] = dataclasses.field(default_factory=list[logging.LogRecord])
+    tracer: RecordingTracer = dataclasses.field(default_factory=RecordingTracer)
     audited: list[AuditRecord] = dataclasses.field(default_factory=list[AuditRecord])
     audit_flaws: tuple[Flaw, ...] = ()
     runs_left: int = 0
@@ -283,7 +285,7 @@ async def _opened(evidence: Evidence) -> AsyncIterator[tuple[Infrastructure, Jou
     sink = MemorySink()
     async with (
         open_audit(sink) as audit,
-        open_journals(evidence.store, LIMITS) as journals,
+        open_journals(evidence.store, LIMITS, audit=audit) as journals,
     ):
         yield (
             Infrastructure(
@@ -293,6 +295,7 @@ async def _opened(evidence: Evidence) -> AsyncIterator[tuple[Infrastructure, Jou
                 limits=LIMITS,
                 store=evidence.store,
                 audit=audit,
+                tracer=evidence.tracer,
             ),
             journals,
         )

@@ -1,4 +1,4 @@
-"""A hundred users with secrets on one real server: sockets, HTTP, rows, logs and files searched."""
+"""A hundred users with secrets on one real server: sockets, HTTP, rows, logs, spans, files."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from tests.isolation.cast import STAGE, STEPS, Actor, Script, Stage
 from tests.isolation.checks import INSIDE, wrong_in_log
 from tests.isolation.mutants import MUTANTS, replaced
 from tests.isolation.story import SHARED_THREAD, captured_logs
+from tests.server.collecting import Collector, open_collector
 from tests.server.running import Chat, CommandError, Server, asking, open_server
 
 from creche import AuditRecord, SecurityAudit
@@ -48,7 +49,7 @@ OWN_STEPS = tuple(step for step in STEPS if step != "asks")
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        if name.startswith("CRECHE_"):
+        if name.startswith(("CRECHE_", "OTEL_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 
@@ -229,13 +230,30 @@ def wrong_in_logs(records: list[logging.LogRecord]) -> Iterator[Finding]:
             yield Finding("canary in logs", f"{found} in {line[:200]}")
 
 
+def wrong_in_spans(collector: Collector) -> Iterator[Finding]:
+    """As a collector has them: whose a span is may be in it, and nothing that anybody says."""
+    spans = {received.span.span_id: received for received in collector.spans}
+    for received in spans.values():
+        user = received.attributes["creche.user_id"]
+        for found in strangers(str(received.span), owner_of(user), MARK, forbidden=PAYLOAD):
+            yield Finding("canary in spans", f"{user}'s {received.span.name} has {found}")
+        around = spans.get(received.span.parent_span_id)
+        if around is not None and around.attributes["creche.user_id"] != user:
+            yield Finding("spans", f"{user}'s {received.span.name} is in another's")
+    sent = b"".join(collector.bodies).decode(errors="replace")
+    for place in PAYLOAD:
+        if re.search(rf"canary-\d+-{place}-", sent):
+            yield Finding("canary in spans", f"a canary of a {place} was sent")
+
+
 async def play(data: Path, users: int) -> list[Finding]:
     """Let so many users live on a server of their own; returns all that is wrong afterwards."""
     stage = Stage()
     STAGE.set(stage)
     clients: list[Client] = []
-    with captured_logs() as records:
-        async with open_server(data, {"actor": Actor}) as server:
+    with captured_logs() as records, open_collector() as collector:
+        opened = open_server(data, {"actor": Actor}, otlp_endpoint=collector.url)
+        async with opened as server:
             clients.extend(Client(server, number, users) for number in range(users))
             with trio.fail_after(100):
                 async with trio.open_nursery() as nursery:
@@ -248,6 +266,13 @@ async def play(data: Path, users: int) -> list[Finding]:
         *wrong_in_files(data),
         *wrong_in_audit(data / "audit.jsonl"),
         *wrong_in_logs(records),
+        *wrong_in_spans(collector),
+    ]
+    told = {received.attributes["creche.user_id"] for received in collector.spans}
+    findings += [
+        Finding("spans", f"there are none of {client.user}")
+        for client in clients
+        if client.user not in told
     ]
     for client in clients:
         text = "\n".join(client.received)
@@ -322,6 +347,8 @@ def audited_with_what_was_said() -> contextlib.AbstractContextManager[None]:
         (unsubscribed_and_still_sent, "subscription"),
         (MUTANTS["payload logged"], "canary in logs"),
         (MUTANTS["redaction off"], "canary in rows"),
+        (MUTANTS["span carries the tools arguments"], "canary in spans"),
+        (MUTANTS["span within the one that began last"], "spans"),
         (MUTANTS["failure told as it is"], "canary in frames"),
         (MUTANTS["terminal said twice"], "terminal count"),
         (MUTANTS["agent class attribute written by runs"], "canary in rows"),

@@ -56,6 +56,7 @@ def test_the_scanner_sees_those_that_are_plain_in_source():
         "mutable default argument": "CR006",
         "context var with a mutable default": "CR010",
         "task that outlives the run": "CR012",
+        "class written by its instances": "CR004",
     }
 
 
@@ -70,6 +71,7 @@ def test_there_are_many_kinds_and_many_checks_that_catch_them(hunted: dict[str, 
         "canary in logs",
         "canary in returns",
         "canary in rows",
+        "canary in spans",
         "crash",
         "delivery",
         "ends",
@@ -79,5 +81,6 @@ def test_there_are_many_kinds_and_many_checks_that_catch_them(hunted: dict[str, 
         "isolation violation",
         "left over",
         "reachability",
+        "spans",
         "terminal count",
     }

@@ -81,6 +81,8 @@ class Marks:
 
 def bodies(marks: Marks) -> dict[str, type[Any]]:
     class Base:
+        shared = (marks,)
+
         def mark(self, run: RunContext) -> None:
             def closure() -> RunContext:
                 return run

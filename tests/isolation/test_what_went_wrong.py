@@ -139,6 +139,8 @@ async def test_the_agent_that_was_made_is_the_one_that_runs(autojump_clock: Mock
     ran: list[object] = []
 
     class Agent:
+        shared = (made, ran)
+
         def __init__(self) -> None:
             made.append(self)
 

@@ -20,7 +20,8 @@ from tests.agui_rules import StockClient
 from tests.small_world import Body, agent_of
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
-from creche import Agent, AgentClassRegistry, AuditSink, Tool
+from creche import Agent, AuditSink, Tool, ToolPolicy, allow_every_tool
+from creche_server.application import Application, Approve
 from creche_server.auth import Auth
 from creche_server.data_directory import load_key
 from creche_server.outbox import Outbox
@@ -32,6 +33,10 @@ PATIENCE: Final = 10.0  # seconds; far more than anything here takes
 TERMINAL: Final = frozenset({"RUN_FINISHED", "RUN_ERROR"})
 
 _agui: Final = TypeAdapter[Any](Event)
+
+# What makes a log line, or a page that shows it, say something else than is there: the core's
+# table (tests/core/test_context.py) has them all, and each door is tried with these.
+MISLEADING: Final = tuple(f"a{each}b" for each in "\n\u2028\u2029\u202e\u2066\u200b\u061c\ufeff")
 
 
 class CommandError(Exception):
@@ -261,6 +266,8 @@ async def open_server(
     tools: tuple[Tool | str, ...] = (),
     *,
     audit_sink: AuditSink | None = None,
+    tool_policy: ToolPolicy = allow_every_tool,
+    approve: Approve | None = None,
     **settings: Any,
 ) -> AsyncIterator[Server]:
     """A server on a free port. Leaving the block stops it, in its own time or as a failure."""
@@ -268,14 +275,11 @@ async def open_server(
     stop = Stop()
     said: list[Listening] = []
     ready, ended = trio.Event(), trio.Event()
-    registry = None
-    if agents is not None:
-        registry = AgentClassRegistry(
-            {
-                name: body if isinstance(body, type) else agent_of(body, tools)
-                for name, body in agents.items()
-            },
-        )
+    made = {
+        name: body if isinstance(body, type) else agent_of(body, tools)
+        for name, body in (agents or {}).items()
+    }
+    application = Application(agents=made, tool_policy=tool_policy, approve=approve)
 
     def announce(listening: Listening) -> None:
         said.append(listening)
@@ -283,7 +287,7 @@ async def open_server(
 
     async def run() -> None:
         try:
-            await serve(chosen, registry, stop=stop, announce=announce, audit_sink=audit_sink)
+            await serve(chosen, application, stop=stop, announce=announce, audit_sink=audit_sink)
         finally:
             ended.set()
 

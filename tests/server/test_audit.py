@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,14 @@ import pytest
 import trio
 from tests.core.test_audit import TroubledSink
 from tests.server import bare
-from tests.server.running import Chat, CommandError, Server, eventually, open_server
+from tests.server.running import (
+    Chat,
+    CommandError,
+    Server,
+    eventually,
+    open_server,
+    settings_for,
+)
 from tests.small_world import hang
 from tests.store_contract import BOB, T1, commit, record
 
@@ -31,9 +40,11 @@ from creche import (
     open_audit,
 )
 from creche_server.audit import audit_file, audit_key
+from creche_server.data_directory import AlreadyServedError, locked_file
 from creche_server.database import SqlStore, open_sql_sink
 from creche_server.http.afterwards import AfterReplies
 from creche_server.lookups import MOST_WAITING, MOST_WAITING_PER_USER, Lookups
+from creche_server.serve import Stop, serve
 
 EVERYTHING = AuditQuery()
 
@@ -301,7 +312,7 @@ class TestAnothersIds:
 
 
 def without_random_ids(frame: str) -> str:
-    return re.sub(r'("(?:subscription_id|epoch)":)"[0-9a-f]+"', r'\1"..."', frame)
+    return re.sub(r'("(?:subscription_id|epoch)":)"[0-9a-f-]+"', r'\1"..."', frame)
 
 
 class TestLookUps:
@@ -554,3 +565,18 @@ async def test_a_subscription_that_was_handed_anothers_journal_shows_nothing_and
         while not await is_there():
             await trio.sleep(0.005)
     assert [(r.kind, r.user, r.claimed_owner) for r in found] == [("user_mismatch", "ada", "bob")]
+
+
+@pytest.mark.parametrize("where", ["file", "database"])
+async def test_a_server_that_finds_the_database_claimed_has_not_touched_it(
+    where: str, tmp_path: Path
+) -> None:
+    """Not even for the audit's tables: an older server may be at work on it."""
+    path = tmp_path / "shared.db"
+    settings = settings_for(tmp_path / "two", database=f"sqlite:///{path}", audit=where)
+    with locked_file(f"{path}.lock", "it is taken"):
+        with pytest.RaisesGroup(AlreadyServedError, flatten_subgroups=True, allow_unwrapped=True):
+            await serve(settings, stop=Stop())
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            assert database.execute("SELECT name FROM sqlite_master").fetchall() == []
+    assert not audit_file(settings.data).exists()

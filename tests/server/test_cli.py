@@ -27,7 +27,7 @@ from tests.server.processes import (
     run_creche,
     started_creche,
 )
-from tests.server.running import Server, eventually, open_server, settings_for
+from tests.server.running import MISLEADING, Server, eventually, open_server, settings_for
 
 from creche_server.cli import endings
 from creche_server.cli.api import Api
@@ -146,6 +146,13 @@ class CommandLine:
             code = leaving.code
         self.printed, said = self._capsys.readouterr()
         return code or 0, said
+
+    def refused(self, *arguments: str, code: int = 1) -> str:
+        """The sentence that it refuses these with, and nothing else."""
+        ended, said = self(*arguments)
+        (line,) = said.splitlines()
+        assert (ended, line[:8]) == (code, "creche: ")
+        return line[8:]
 
 
 @pytest.fixture
@@ -308,43 +315,15 @@ class TestServe:
         assert "prot" in line
 
     @pytest.mark.parametrize(
-        ("arguments", "file", "env", "word"),
-        [
-            (["--port", "99999"], "", {}, "port"),
-            ([], "prot = 1\n", {}, "prot"),
-            ([], "port = 'x'\n", {}, "port"),
-            ([], "port = \n", {}, "creche.toml"),
-            ([], "", {"CRECHE_PORT": "many"}, "CRECHE_PORT"),
-            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "CRECHE_LOG_LEVEL"),
-            ([], "", {"CRECHE_ORIGINS": "chat.example.com"}, "CRECHE_ORIGINS"),
-        ],
-    )
-    def test_with_a_configuration_that_is_wrong_says_where(
-        self,
-        command_line: CommandLine,
-        monkeypatch: pytest.MonkeyPatch,
-        arguments: list[str],
-        file: str,
-        env: dict[str, str],
-        word: str,
-    ) -> None:
-        if file:
-            Path("creche.toml").write_text(file)
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        code, said = command_line("serve", *arguments)
-        assert code == 2
-        (line,) = said.splitlines()
-        assert line.startswith("creche: ")
-        assert word in line
-
-    @pytest.mark.parametrize(
         ("arguments", "file", "env", "sentence"),
         [
             ([], "prot = 1", {}, "creche.toml: there is no setting 'prot' (did you mean port?)"),
             ([], "zzz = 1", {}, "creche.toml: there is no setting 'zzz'"),
             ([], "port = 'x'", {}, "creche.toml: port: 'x': input should be a valid integer"),
+            ([], "port = ", {}, "creche.toml: "),
             ([], "", {"CRECHE_PORT": "many"}, "CRECHE_PORT: 'many': input should be"),
+            ([], "", {"CRECHE_LOG_LEVEL": "loud"}, "CRECHE_LOG_LEVEL: 'loud': use one of "),
+            ([], "", {"CRECHE_ORIGINS": "a.example"}, "CRECHE_ORIGINS: 'a.example': "),
             ([], "port = 'x'", {"creche_port": "many"}, "CRECHE_PORT: 'many': input should be"),
             (["--port", "99999"], "", {"CRECHE_PORT": "1"}, "--port: '99999': input should be"),
             (
@@ -368,10 +347,7 @@ class TestServe:
         Path("creche.toml").write_text(file)
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        code, said = command_line("serve", *arguments)
-        assert code == 2
-        (line,) = said.splitlines()
-        assert line.startswith(f"creche: {sentence}")
+        assert command_line.refused("serve", *arguments, code=2).startswith(sentence)
 
     def test_a_configuration_file_that_is_no_text_is_told_of(
         self,
@@ -413,6 +389,18 @@ class TestServe:
             (["--data", "a-file/below"], "--data: {here}/a-file/below cannot be made: Not a dire"),
             (["--host", "nowhere.invalid"], "--host: 'nowhere.invalid' cannot be found"),
             (["--host", "192.0.2.1"], "--host: 192.0.2.1 is no address of this machine"),
+            (["--host", "256.256.256.256"], "--host: '256.256.256.256' cannot be found"),
+            (["--data", "/proc/nope"], "--data: /proc/nope cannot be made: "),
+            (["--database", "sqlite:////proc/nope/x.db"], "/proc/nope: "),
+            (
+                ["--database", "postgresql://nobody:secret-word@127.0.0.1:1/x"],
+                "the database cannot be used: connection failed: ",
+            ),
+            (["--model", "oracle"], "there is no model 'oracle': use "),
+            (["--model", "openai:"], "there is no model 'openai:': use "),
+            (["nowhere:agents"], "there is no module 'nowhere' here "),
+            (["mine"], "'mine' is not MODULE:NAME, such as myapp:agents"),
+            (["mine:nothing"], "mine has no 'nothing'"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
@@ -423,10 +411,11 @@ class TestServe:
         sentence: str,
     ) -> None:
         Path("a-file").touch()
-        code, said = command_line("serve", "--model", "scripted", "--port", "0", *arguments)
-        assert code == 1
-        (line,) = said.splitlines()
-        assert line.startswith(f"creche: {sentence}".replace("{here}", str(Path.cwd())))
+        Path("mine.py").write_text(AGENTS)
+        model = [] if "--model" in arguments else ["--model", "scripted"]
+        line = command_line.refused("serve", *arguments, *model, "--port", "0")
+        assert line.startswith(sentence.replace("{here}", str(Path.cwd())))
+        assert "secret-word" not in line
         assert not Path("creche.db").exists()
 
     @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://x", "http://x:port/v1"])
@@ -437,10 +426,8 @@ class TestServe:
         url: str,
     ) -> None:
         monkeypatch.setenv("OPENAI_BASE_URL", url)
-        code, said = command_line("serve", "--model", "openai:x", "--port", "0")
-        assert code == 1
-        (line,) = said.splitlines()
-        assert line.startswith(f"creche: OPENAI_BASE_URL: {url!r} is no address")
+        line = command_line.refused("serve", "--model", "openai:x", "--port", "0")
+        assert line.startswith(f"OPENAI_BASE_URL: {url!r} is no address")
 
     @pytest.mark.parametrize(
         ("module", "headline", "shown"),
@@ -482,7 +469,8 @@ class TestServe:
         ("agents", "sentence"),
         [
             ("{}", "there is no agent in it"),
-            ("7", "'agents' must be a mapping of names to agent classes"),
+            ("7", "agents must be a mapping of names to agent classes"),
+            ("None", "agents must be a mapping of names to agent classes"),
             ("{1: Fine}", "an agent's name must be a word, and 1 is none"),
             ("{'a': 1}", "agent 'a' must be a class"),
             ("Needy", "agent 'needy': Needy.__init__ needs arguments"),
@@ -501,49 +489,13 @@ class TestServe:
             "class Blind:\n async def run(self): ...\n"
             f"agents = {agents}\n",
         )
-        code, said = command_line("serve", "mine:agents", "--model", "scripted", "--port", "0")
-        assert code == 1
-        (line,) = said.splitlines()
-        assert line.startswith(f"creche: mine:agents: {sentence}")
-
-    @pytest.mark.parametrize(
-        ("arguments", "word"),
-        [
-            (["nowhere:agents"], "nowhere"),
-            (["mine"], "MODULE:NAME"),
-            (["mine:nothing"], "nothing"),
-            (["--model", "oracle"], "oracle"),
-            (["--model", "openai:"], "openai"),
-            (["--database", "nonsense"], "database"),
-            (["--database", "mysql://x/y"], "mysql"),
-            (["--database", "sqlite:////proc/nope/x.db"], "/proc"),
-            (["--database", "postgresql://nobody:secret-word@127.0.0.1:1/x"], "database"),
-            (["--host", "256.256.256.256"], ""),
-            (["--data", "/proc/nope"], "/proc"),
-        ],
-        ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-    )
-    def test_that_cannot_start_says_why(
-        self,
-        command_line: CommandLine,
-        arguments: list[str],
-        word: str,
-    ) -> None:
-        Path("mine.py").write_text(AGENTS)
-        options = [] if "--model" in arguments else ["--model", "scripted"]
-        code, said = command_line("serve", *arguments, *options, "--port", "0")
-        assert code == 1
-        (line,) = said.splitlines()
-        assert line.startswith("creche: ")
-        assert word in line
-        assert "secret-word" not in line
+        line = command_line.refused("serve", "mine:agents", "--model", "scripted", "--port", "0")
+        assert line.startswith(f"mine:agents: {sentence}")
 
     def test_with_a_damaged_key_says_so(self, command_line: CommandLine) -> None:
         Path("key").write_bytes(b"short")
-        code, said = command_line("serve", "--model", "scripted", "--port", "0", "--data", ".")
-        assert code == 1
-        (line,) = said.splitlines()
-        assert "damaged" in line
+        options = ("--model", "scripted", "--port", "0", "--data", ".")
+        assert "damaged" in command_line.refused("serve", *options)
 
     async def test_serves_agents_of_ones_own(self, server: Server) -> None:
         async with server.http() as http:
@@ -581,7 +533,7 @@ class TestChat:
     async def test_goes_on_with_a_thread(self, server: Server, folder: Path) -> None:
         common = ("--thread", "t", "--agent", "assistant", "--data", "data")
         first = await run_creche("chat", "tokens=1 first [bold]words[/bold]", *common, cwd=folder)
-        second = await run_creche("chat", "tokens=2 second words", *common, cwd=folder)
+        second = await run_creche("chat", *common, cwd=folder, stdin=b"tokens=2 second words\n")
         assert (first.returncode, second.returncode) == (0, 0)
         shown = second.stdout.decode()
         assert "tokens=1 first [bold]words[/bold]" in shown
@@ -627,10 +579,7 @@ class TestChat:
         command_line: CommandLine,
         command: list[str],
     ) -> None:
-        code, said = command_line(*command)
-        assert code == 1
-        (line,) = said.splitlines()
-        assert "creche serve" in line
+        assert "creche serve" in command_line.refused(*command)
 
     async def test_of_a_server_that_was_killed_says_that_it_does_not_answer(
         self,
@@ -775,9 +724,9 @@ class TestChat:
     @pytest.mark.parametrize(
         ("arguments", "sentence"),
         [
-            ([""], "creche: there is nothing to ask: the question is empty"),
-            (["  ", "\n"], "creche: there is nothing to ask: the question is empty"),
-            (["x", "--last", "--thread", "t"], "creche: --last and --thread are two ways"),
+            ([""], "there is nothing to ask: the question is empty"),
+            (["  ", "\n"], "there is nothing to ask: the question is empty"),
+            (["x", "--last", "--thread", "t"], "--last and --thread are two ways"),
         ],
     )
     def test_refuses_what_makes_no_sense(
@@ -786,10 +735,7 @@ class TestChat:
         arguments: list[str],
         sentence: str,
     ) -> None:
-        code, said = command_line("chat", *arguments)
-        assert code == 2
-        (line,) = said.splitlines()
-        assert line.startswith(sentence)
+        assert command_line.refused("chat", *arguments, code=2).startswith(sentence)
 
     async def test_says_so_when_there_is_nothing_in_an_answer(
         self,
@@ -799,14 +745,14 @@ class TestChat:
         common = ("--thread", "silent", "--agent", "assistant", "--data", "data")
         first = await run_creche("chat", "tokens=0", *common, cwd=folder)
         assert (first.returncode, first.stdout) == (0, b"")
-        assert told(first).splitlines() == ["this thread is empty so far", "(no answer)"]
-        second = await run_creche("chat", "tokens=1", *common, cwd=folder)
-        assert told(second) == "(no answer)\n"
+        assert told(first) == "(no answer)\n"
+        second = await run_creche("chat", *common, cwd=folder)
+        assert told(second).splitlines()[0] == "(no answer)"
 
     async def test_of_others_words_obeys_none(self, server: Server, folder: Path) -> None:
         common = ("--thread", "rude", "--agent", "rude", "--data", "data")
         first = await run_creche("chat", "[/go] \x1b[2J", *common, cwd=folder)
-        again = await run_creche("chat", "x", *common, cwd=folder)
+        again = await run_creche("chat", *common, cwd=folder, stdin=b"x\n")
         text = "[31mred [/nope] [bold]as it is[/bold] :smile:\n        next\n"
         assert (first.returncode, first.stdout.decode()) == (0, text)
         assert again.stdout.decode() == f"\nyou> [/go] [2J\n{text}{text}"
@@ -828,7 +774,7 @@ class TestChat:
             await chat.until(lambda: "word1 " in str(chat.events[-1]))
             await chat.ask("run.cancel", run_id=run_id, wait=True)
             await chat.run("tokens=2 fail=out of luck")
-        result = await run_creche("chat", "tokens=1", *common, cwd=folder)
+        result = await run_creche("chat", *common, cwd=folder)
         lines = told(result).splitlines()
         assert lines[:2] == ['→ calculator {"expression":"6*7"}', "← calculator 42"]
         assert re.fullmatch(r"stopped \(everything of it had ended after \d+ ms\)", lines[3])
@@ -840,10 +786,10 @@ class TestChat:
             await chat.subscribe()
             for number in range(23):
                 await chat.run(f"tokens=1 number {number}")
-        result = await run_creche("chat", "tokens=1", *common, cwd=folder)
+        result = await run_creche("chat", *common, cwd=folder)
         asked = re.findall(r"number (\d+)", result.stdout.decode())
         assert asked == [str(number) for number in range(3, 23)]
-        assert told(result) == "(6 earlier messages are not shown)\n"
+        assert told(result).startswith("(6 earlier messages are not shown)\n")
 
     async def test_goes_on_with_the_latest_thread(self, server: Server, folder: Path) -> None:
         common = ("--agent", "assistant", "--user", "lena", "--data", "data")
@@ -853,8 +799,16 @@ class TestChat:
         for thread in ("one", "two"):
             words = f"tokens=1 on {thread}"
             await run_creche("chat", words, "--thread", thread, *common, cwd=folder)
-        result = await run_creche("chat", "tokens=2", "--last", *common, cwd=folder)
-        assert result.stdout.decode() == "\nyou> tokens=1 on two\ntok0 \ntok0 tok1 \n"
+        once = await run_creche("chat", "tokens=2", "--last", *common, cwd=folder)
+        assert (once.stdout.decode(), told(once)) == ("tok0 tok1 \n", ""), "the answer, no more"
+        talked = await run_creche("chat", "--last", *common, cwd=folder)
+        past = "\nyou> tokens=1 on two\ntok0 \n\nyou> tokens=2\ntok0 tok1 \n"
+        assert talked.stdout.decode() == past
+
+    @pytest.mark.parametrize("thread", ["none", "a/b", *MISLEADING], ids=ascii)
+    def test_on_what_is_no_thread_is_refused(self, command_line: CommandLine, thread: str) -> None:
+        line = command_line.refused("chat", "x", "--thread", thread)
+        assert line.startswith("thread_id must ")
 
     async def test_on_a_terminal_tells_its_thread_at_the_end(
         self,
@@ -963,7 +917,7 @@ class TestChat:
             arguments = ("chat", "tokens=1", "--thread", "t", "--data", "data")
             result = await run_creche(*arguments, cwd=tmp_path)
             assert result.returncode == 0
-            assert result.stdout.endswith(b"tok10099 \ntok0 \n")
+            assert result.stdout == b"tok0 \n"
             api = Api(server.url, server.token("local"))
             conversation = Conversation(api, Screen(), thread_id="t", agent="assistant")
             assert (await conversation._end_of_the_log())["since"] > 10_100
@@ -1049,10 +1003,8 @@ class TestToken:
 
     @pytest.mark.parametrize("days", ["nan", "inf", "-1", "0", "1e99", "3651"])
     def test_for_no_sensible_time_is_refused(self, command_line: CommandLine, days: str) -> None:
-        code, said = command_line("token", "--user", "ada", f"--days={days}")
-        assert code == 1
-        (line,) = said.splitlines()
-        assert line.startswith("creche: --days must be more than 0 and at most 3650, not ")
+        line = command_line.refused("token", "--user", "ada", f"--days={days}")
+        assert line.startswith("--days must be more than 0 and at most 3650, not ")
 
     def test_where_no_server_has_been_is_refused(self, command_line: CommandLine) -> None:
         """One signed with a key of its own would open nothing."""
@@ -1062,12 +1014,9 @@ class TestToken:
         assert said == f"creche: there is no key in {place}; start a server there first\n"
         assert not place.exists()
 
-    @pytest.mark.parametrize("user", ["", "none", "a\nb"])
+    @pytest.mark.parametrize("user", ["", "none", *MISLEADING], ids=ascii)
     def test_for_nobody_is_refused(self, command_line: CommandLine, user: str) -> None:
-        code, said = command_line("token", "--user", user)
-        assert code == 1
-        (line,) = said.splitlines()
-        assert line.startswith("creche: user_id")
+        assert command_line.refused("token", "--user", user).startswith("user_id must ")
 
 
 async def test_a_link_opens_the_page(server: Server, folder: Path) -> None:

@@ -8,13 +8,13 @@ import json
 import re
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import httpx2
 import pytest
 import trio
-from tests.server.running import CommandError, Server, open_server
+from tests.server.running import MISLEADING, CommandError, Server, open_server
 
 import creche_server.services
 from creche import RunContext
@@ -245,11 +245,22 @@ class TestThreads:
 
     async def test_have_names_that_could_be_one(self, server: Server) -> None:
         async with server.http() as http:
-            for name in ("none", "undefined", "%20", "x" * 257, "a%00b", "a%0Ab"):
+            for name in ("none", "undefined", "%20", "x" * 257, "a%00b", *map(quote, MISLEADING)):
                 for method in ("GET", "DELETE"):
                     answer = await http.request(method, f"/threads/{name}")
                     assert answer.status_code == 400, (method, name)
                     assert answer.json()["error"] == "invalid_argument"
+
+    async def test_have_names_that_mislead_nobody(self, server: Server) -> None:
+        """In a log line or on a page they could pass for others."""
+        async with server.http() as http:
+            for name in MISLEADING:
+                refused = await http.post("/threads", json={"thread_id": name})
+                assert refused.status_code == 422, ascii(name)
+                async with server.chat(name) as chat:
+                    code, reason = await chat.end()
+                assert (code, str(reason).isascii()) == (4400, True), ascii(name)
+            assert (await http.get("/threads")).json() == []
 
     async def test_may_have_odd_names(self, server: Server) -> None:
         names = ["a b", "ünï", "a\\b", "...", "'; DROP TABLE threads; --", "%", "%2F", "a?b#c"]
@@ -460,8 +471,14 @@ class TestMetrics:
         for name in ("creche_process_global_state", "creche_runs_live"):
             assert any(line.startswith(f"# HELP {name} ") for line in lines)
             assert f"# TYPE {name} gauge" in lines
-            assert re.fullmatch(r"\d+", gauges(answer.text)[name])
-        assert len(lines) == 6, "whatever is new here is to be documented, and of no user"
+        told = gauges(answer.text)
+        assert set(told) == {
+            'creche_process_global_state{package="creche"}',
+            SERVERS_STATE,
+            "creche_runs_live",
+        }
+        assert all(re.fullmatch(r"\d+", value) for value in told.values())
+        assert len(lines) == 7, "whatever is new here is to be documented, and of no user"
 
     async def test_count_the_runs_that_are_live(self, server: Server) -> None:
         async with server.chat() as chat, server.http(None) as http:
@@ -475,10 +492,10 @@ class TestMetrics:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         async with server.http(None) as http:
-            before = int(gauges((await http.get("/metrics")).text)["creche_process_global_state"])
+            before = int(gauges((await http.get("/metrics")).text)[SERVERS_STATE])
             monkeypatch.setattr(creche_server.services, "_CACHE", {}, raising=False)
             monkeypatch.setattr(creche_server.services.Services, "seen", [], raising=False)
-            after = int(gauges((await http.get("/metrics")).text)["creche_process_global_state"])
+            after = int(gauges((await http.get("/metrics")).text)[SERVERS_STATE])
         assert after == before + 2
 
     async def test_grow_by_nothing_with_runs(self, server: Server) -> None:
@@ -489,6 +506,9 @@ class TestMetrics:
             for _ in range(3):
                 await chat.run("tokens=2")
             assert gauges((await http.get("/metrics")).text) == before
+
+
+SERVERS_STATE: Final = 'creche_process_global_state{package="creche_server"}'
 
 
 def gauges(text: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,12 +13,18 @@ from hypothesis import strategies as st
 from tests.store_contract import ADA, T1, record
 
 from creche import (
+    AssistantMessage,
     Commit,
+    FunctionCall,
     MemoryStore,
+    Message,
     MessageId,
     NewThread,
     RunId,
     StoredMessage,
+    ToolCall,
+    ToolCallId,
+    ToolMessage,
     UserMessage,
     new_epoch,
 )
@@ -26,8 +33,8 @@ from creche_server.recall import MOST_BYTES, UnknownRunError, history, recall
 MEGABYTE = 1_000_000
 
 
-async def store_of(sizes: list[int]) -> MemoryStore:
-    """A thread whose runs, `run-0` on, have one message of each of these lengths."""
+async def store_of(sizes: list[int], said: Sequence[Message] = ()) -> MemoryStore:
+    """A thread whose runs, `run-0` on, have one message of each of these lengths; or just these."""
     store = MemoryStore()
     await store.commit(
         [
@@ -39,10 +46,12 @@ async def store_of(sizes: list[int]) -> MemoryStore:
                 messages=tuple(
                     StoredMessage(
                         run_id=RunId(f"run-{number}"),
-                        message=UserMessage(id=MessageId(f"m-{number}"), content="x" * size),
+                        message=message,
                         created_at=record().created_at,
                     )
                     for number, size in enumerate(sizes)
+                    for message in said
+                    or [UserMessage(id=MessageId(f"m-{number}"), content="x" * size)]
                 ),
             ),
         ],
@@ -74,7 +83,10 @@ async def test_page_by_page_everything_is_told_once_and_in_order(
         page = recalled.to_dict()
         assert len(recalled.runs) <= limit
         size = len(msgspec.json.encode(page))
-        assert size < MOST_BYTES + 10_000 or len(recalled.runs) == 1
+        assert size < MOST_BYTES + 10_000
+        assert page.get("shortened", []) == [
+            run.run_id for run in recalled.runs if sizes[int(run.run_id[4:])] == MEGABYTE
+        ]
         told = ids_of(page) + told
         before = recalled.earlier
         if before is None:
@@ -93,7 +105,7 @@ async def test_state_by_state_every_run_is_told_of_once(sizes: list[int], limit:
         states, before = await history(store, ADA, T1, limit=limit, before=before)
         assert len(states) <= limit
         size = len(msgspec.json.encode(states))
-        assert size < MOST_BYTES + 40_000 or len(states) == 1
+        assert size < MOST_BYTES + 40_000
         for state in states:
             number = int(state["metadata"]["run_id"].removeprefix("run-"))
             ids = ids_of(state)
@@ -106,6 +118,72 @@ async def test_state_by_state_every_run_is_told_of_once(sizes: list[int], limit:
             break
         assert states[-1]["metadata"]["run_id"] == before
     assert told == [f"run-{number}" for number in range(len(sizes))][::-1]
+
+
+def calling(count: int, size: int) -> list[Message]:
+    """A question, and an answer with so many calls, their arguments and results of that size."""
+    ids = [ToolCallId(f"c-{number}") for number in range(count)]
+    calls = tuple(
+        ToolCall(id=each, function=FunctionCall("f", json.dumps({"x": "x" * size}))) for each in ids
+    )
+    return [
+        UserMessage(id=MessageId("q"), content="why?"),
+        AssistantMessage(id=MessageId("a"), content="so:", tool_calls=calls),
+        *(
+            ToolMessage(id=MessageId(f"r-{each}"), tool_call_id=each, content="y" * size)
+            for each in ids
+        ),
+        AssistantMessage(id=MessageId("b"), content="z" * size),
+    ]
+
+
+LARGE: dict[str, list[Message]] = {
+    "one long answer": [AssistantMessage(id=MessageId("a"), content="x" * 16 * MEGABYTE)],
+    "what grows in JSON": [AssistantMessage(id=MessageId("a"), content="\x01" * 2 * MEGABYTE)],
+    "a failure": [
+        *calling(1, 1)[:2],
+        ToolMessage(
+            id=MessageId("r"), tool_call_id=ToolCallId("c-0"), content="x", error="y" * MEGABYTE
+        ),
+    ],
+    "many calls": calling(200, 50_000),
+    "few large calls": calling(3, 2 * MEGABYTE),
+}
+
+
+@pytest.mark.parametrize("messages", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("ask", [recall, history])
+async def test_a_run_that_is_too_large_for_a_reply_is_told_with_its_texts_cut(
+    ask: Any, messages: list[Message]
+) -> None:
+    store = await store_of([1], messages)
+    answer = await ask(store, ADA, T1)
+    page = answer.to_dict() if ask is recall else answer[0][0]
+    encoded = msgspec.json.encode(page)
+    assert MOST_BYTES / 5 < len(encoded) < MOST_BYTES + 2_000
+    told = json.loads(encoded)
+    assert told["shortened"] == ["run-0"]
+    assert [each["id"] for each in told["values"]["messages"]] == [each.id for each in messages]
+    assert "cut" in str(told)
+    for each in told["values"]["messages"]:
+        for call in each.get("toolCalls", ()):
+            assert isinstance(json.loads(call["function"]["arguments"]), dict)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3])
+async def test_of_a_run_of_thousands_of_messages_the_latest_are_told(calls: int) -> None:
+    rounds = [
+        msgspec.structs.replace(each, id=MessageId(f"{each.id}-{number}"))
+        for number in range(3000)
+        for each in calling(calls, 1)[1 : 2 + calls]
+    ]
+    recalled = await recall(await store_of([1], rounds), ADA, T1)
+    told = recalled.to_dict()["values"]["messages"]
+    assert MOST_BYTES - 2000 < sum(len(bytes(each)) for each in told) <= MOST_BYTES
+    assert json.loads(bytes(told[0]))["role"] == "assistant", "no result is without its call"
+    assert [bytes(each) for each in told] == [
+        msgspec.json.encode(each) for each in rounds[-len(told) :]
+    ]
 
 
 async def test_of_a_long_thread_little_is_read() -> None:

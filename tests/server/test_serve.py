@@ -26,6 +26,7 @@ from tests.server.running import (
 )
 
 from creche import AgentClassRegistry, ModelAgent, RunContext, leaves
+from creche_server.application import Application
 from creche_server.data_directory import AlreadyServedError, read_address
 from creche_server.models import UnknownModelError
 from creche_server.outbox import HIGH_WATER
@@ -320,7 +321,7 @@ class TestStarting:
 
         registry = AgentClassRegistry({"mine": Mine})
         with pytest.raises(BaseException) as info, trio.fail_after(PATIENCE):  # noqa: PT011
-            await serve(settings_for(tmp_path), registry, stop=Stop())
+            await serve(settings_for(tmp_path), Application(agents=registry), stop=Stop())
         (error,) = leaves(info.value)
         assert "hammer" in str(error)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydantic
 import pytest
+from tests.server.running import MISLEADING
 
 from creche import Limits
 from creche_server.settings import Settings, load_settings
@@ -111,7 +112,7 @@ def test_what_is_no_origin_is_refused(text: str) -> None:
         load_settings(origins=["https://fine.example", text])
 
 
-@pytest.mark.parametrize("user", ["", " ", "none", "a\nb"])
+@pytest.mark.parametrize("user", ["", " ", "none", *MISLEADING], ids=ascii)
 def test_a_user_that_can_be_none_is_refused(user: str) -> None:
     """Else the server starts, and its own link fails."""
     with pytest.raises(pydantic.ValidationError):
@@ -121,3 +122,33 @@ def test_a_user_that_can_be_none_is_refused(user: str) -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(pydantic.ValidationError):
         Settings().port = 1
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318"),
+        ("http://127.0.0.1:4318/", "http://127.0.0.1:4318"),
+        ("https://otel.example.com/tenant", "https://otel.example.com/tenant"),
+        ("https://otel.example.com/v1/traces", "https://otel.example.com"),
+    ],
+)
+def test_a_collectors_url_is_its_base(said: str, kept: str) -> None:
+    assert load_settings(otlp_endpoint=said).otlp_endpoint == kept
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "collector:4318",
+        "grpc://c:4317",
+        "http://",
+        "http://ada:pw@c",
+        "http://c?key=x",
+        "http://c:x",
+    ],
+)
+def test_a_collectors_url_is_plain(said: str) -> None:
+    with pytest.raises(pydantic.ValidationError) as info:
+        load_settings(otlp_endpoint=said)
+    assert info.value.errors()[0]["loc"] == ("otlp_endpoint",)

@@ -578,7 +578,7 @@ class TestCancelling:
             inside.set()
             return str(await trio.sleep_forever())
 
-        @tool
+        @tool(shared=(stopped,))
         def stubborn(caller: ToolContext) -> str:
             """Wait in a thread for the flag."""
             trio.from_thread.run_sync(inside.set)
@@ -699,6 +699,78 @@ class TestCancelling:
                 assert told["status"] == "cancelled"
 
 
+class TestWhoLeaves:
+    """What becomes of a run when its clients go; its rules are in tests/core/test_watchers.py."""
+
+    async def start(self, chat: Chat, words: str, **more: Any) -> str:
+        reply = await chat.ask("run.start", **asking(words), **more)
+        run_id: str = reply["run_id"]
+        return run_id
+
+    async def live_runs(self, server: Server) -> int:
+        async with server.http(user=None) as http:
+            lines = (await http.get("/metrics")).text.splitlines()
+        (value,) = [line.split()[1] for line in lines if line.startswith("creche_runs_live ")]
+        return int(float(value))
+
+    async def until_over(self, server: Server) -> None:
+        with trio.fail_after(PATIENCE):
+            while await self.live_runs(server):
+                await trio.sleep(0.01)
+
+    async def test_a_run_that_is_to_end_with_its_watchers_does(self, server: Server) -> None:
+        async with server.chat() as chat:
+            run_id = await self.start(chat, "hang", on_disconnect="cancel", disconnect_grace=0)
+            await trio.sleep(0.05)  # unsubscribed, it watches all the same: it is who asked
+            assert await self.live_runs(server) == 1
+        await self.until_over(server)
+        async with server.chat() as chat:
+            await chat.subscribe()
+            terminal = await chat.finished(run_id)
+        assert terminal["outcome"] == {"type": "cancelled"}
+        assert terminal["metadata"]["creche"]["receipt"]["reason"] == "disconnect"
+
+    async def test_the_last_to_leave_counts(self, server: Server) -> None:
+        async with server.chat() as witness:
+            await witness.subscribe()
+            async with server.chat() as chat:
+                await self.start(chat, "hang", on_disconnect="cancel", disconnect_grace=0)
+            await witness.until(lambda: witness.seen("RUN_STARTED"), "it was seen")
+            await trio.sleep(0.05)
+            assert await self.live_runs(server) == 1
+        await self.until_over(server)
+
+    async def test_who_comes_back_in_time_finds_it_going_on(self, server: Server) -> None:
+        async with server.chat() as chat:
+            run_id = await self.start(chat, "hang", on_disconnect="cancel", disconnect_grace=60)
+        async with server.chat() as chat:
+            await chat.subscribe()
+            reply = await chat.ask("run.cancel", run_id=run_id, wait=True)
+            assert reply["receipt"]["reason"] == "user"
+
+    async def test_another_users_socket_is_no_watcher(self, server: Server) -> None:
+        async with server.chat(user="bob") as bob:
+            await bob.subscribe()
+            async with server.chat() as chat:
+                await self.start(chat, "hang", on_disconnect="cancel", disconnect_grace=0)
+            await self.until_over(server)
+
+    async def test_one_that_is_refused_is_refused_as_any(self, server: Server) -> None:
+        async with server.chat() as chat:
+            asked = asking("x", "nobody")
+            assert await refused(chat, "run.start", **asked, on_disconnect="cancel") == (
+                await refused(chat, "run.start", **asked)
+            )
+            assert await self.live_runs(server) == 0
+
+    async def test_any_other_run_goes_on(self, server: Server) -> None:
+        async with server.chat() as chat:
+            run_id = await self.start(chat, "hang")
+        async with server.chat() as chat:
+            reply = await chat.ask("run.cancel", run_id=run_id, wait=True)
+            assert reply["receipt"]["reason"] == "user"
+
+
 class TestStartingManyRuns:
     async def test_at_once_keeps_their_order_or_is_refused_with_a_time(
         self,
@@ -751,9 +823,8 @@ class TestStartingManyRuns:
                     "all have run",
                 )
                 async with server.http() as http:
-                    history = (await http.get("/threads/thread-a/history?limit=1000")).json()
-                started = [state["metadata"]["run_id"] for state in history][::-1]
-                assert started == told
+                    thread = (await http.get("/threads/thread-a")).json()
+                assert thread["runs"] == len(told), "nothing was started but what was told of"
                 assert [run[0]["runId"] for run in by_run(chat.events)] == told
 
     async def test_is_limited_for_a_user_over_all_threads(self, tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def serve(
     Parameters
     ----------
     agents
-        Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, or
-        one agent class. They are served beside `assistant`.
+        Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, one
+        agent class, or an Application. They are served beside `assistant`.
     host
         The address to listen on (default 127.0.0.1).
     port
@@ -90,7 +90,7 @@ def chat(
     question
         What to ask, on a new thread unless --thread or --last says which.
     thread
-        The thread to go on with; its history is shown first.
+        The thread to go on with; without a question its history is shown first.
     last
         Go on with the latest thread.
     agent

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from creche import CrecheError, leaves, new_id
+from creche_server.addresses import check_thread_id
 from creche_server.cli.api import Api, ClientError, open_api, running_server
 from creche_server.cli.conversation import Conversation
 from creche_server.cli.endings import EXIT_FAILED, EXIT_STOPPED
@@ -26,13 +27,18 @@ def chat(
     agent: str | None,
     user: str | None,
 ) -> int:
-    """Ask once, or talk until the input ends. Returns the exit code."""
+    """Ask once, or talk until the input ends. Returns the exit code.
+
+    Who goes on talking on a thread is shown what was said on it; who asks once gets the answer.
+    """
     if question is not None and not question.strip():
         return _refused("there is nothing to ask: the question is empty")
     if last and thread is not None:
         return _refused("--last and --thread are two ways to name one thread; use one of them")
     code = EXIT_FAILED
     try:
+        if thread is not None:
+            check_thread_id(thread)
         api = open_api(data, user)
         if last:
             thread = trio.run(_latest_thread, api)
@@ -42,11 +48,13 @@ def chat(
             thread_id=thread or new_id(),
             agent=agent or running_server(data).agents[0],
         )
-        if thread is not None:
-            trio.run(conversation.show_history)
-            if question is None:
+        if question is not None:
+            code = _ask_once(conversation, question)
+        else:
+            if thread is not None:
+                trio.run(conversation.show_history)
                 trio.run(conversation.answer_what_waits)
-        code = _talk(conversation) if question is None else _ask_once(conversation, question)
+            code = _talk(conversation)
     except* (CrecheError, DataDirectoryError, OSError) as errors:
         _tell(errors)
     except* KeyboardInterrupt:

@@ -1,25 +1,22 @@
-"""Agents at MODULE:NAME, and what is said where they cannot be had."""
+"""The application at MODULE:NAME, and what is said where it cannot be had."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
-from creche import AgentClassRegistry
+from creche_server.application import Application
 
 
 class AgentsNotFoundError(Exception):
     """What was said to hold agents does not."""
 
 
-def load_agents(spec: str) -> AgentClassRegistry:
-    """The agents at MODULE:NAME, looked for from the working directory on.
+def load_application(spec: str) -> Application:
+    """The application at MODULE:NAME, or the agents there; looked for from the working directory.
 
     Raises AgentsNotFoundError, which says what to write; for a module that cannot be imported
     it goes on with the traceback, from the module's own first line on.
@@ -45,11 +42,18 @@ def load_agents(spec: str) -> AgentClassRegistry:
     if not hasattr(module, attribute):
         msg = f"{module_name} has no {attribute!r}"
         raise AgentsNotFoundError(msg)
+    found = getattr(module, attribute)
+    if isinstance(found, Application):
+        return found
     try:
-        return _registry(attribute, getattr(module, attribute))
+        application = Application(agents=found)
     except (TypeError, ValueError) as error:
         msg = f"{spec}: {error}"
         raise AgentsNotFoundError(msg) from error
+    if not application.registry:
+        msg = f"{spec}: there is no agent in it"
+        raise AgentsNotFoundError(msg)
+    return application
 
 
 def _broken(module_name: str, error: BaseException) -> str:
@@ -72,25 +76,3 @@ def _broken(module_name: str, error: BaseException) -> str:
     headline = f"cannot import {module_name}: {type(error).__name__}: {words} ({place})"
     trace = told.format(chain=False) if own else told.format_exception_only()
     return f"{headline}\n{''.join(trace).rstrip()}"
-
-
-def _registry(attribute: str, found: Any) -> AgentClassRegistry:
-    if inspect.isclass(found):
-        agent_class: Any = found  # the registry says whether it is one
-        return AgentClassRegistry({found.__name__.lower(): agent_class})
-    if isinstance(found, AgentClassRegistry):
-        registry = found
-    elif isinstance(found, Mapping):
-        agents = cast("Mapping[Any, Any]", found)
-        for name in agents:
-            if not isinstance(name, str):
-                msg = f"an agent's name must be a word, and {name!r} is none"
-                raise TypeError(msg)
-        registry = AgentClassRegistry(agents)
-    else:
-        msg = f"{attribute!r} must be a mapping of names to agent classes, a registry or a class"
-        raise TypeError(msg)
-    if not registry:
-        msg = "there is no agent in it"
-        raise ValueError(msg)
-    return registry

@@ -17,14 +17,16 @@ from typing import Final
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
-from creche import AgentClassRegistry, CrecheError, leaves
-from creche_server.cli.loading import AgentsNotFoundError, load_agents
+from creche import CrecheError, leaves
+from creche_server.application import Application
+from creche_server.cli.loading import AgentsNotFoundError, load_application
 from creche_server.data_directory import DataDirectoryError
 from creche_server.database import DatabaseUrlError
 from creche_server.models import UnknownModelError
 from creche_server.serve import Listening, Stop, serve
 from creche_server.settings import Settings
 from creche_server.telemetry import configure_logging
+from creche_server.tracing import TracingUnavailableError
 
 _log: Final = logging.getLogger("creche.serve")
 
@@ -40,6 +42,7 @@ _EXPLAIN_THEMSELVES: Final = (
     DatabaseUrlError,
     CrecheError,
     OSError,
+    TracingUnavailableError,
     UnknownModelError,
 )
 
@@ -48,8 +51,9 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP. Returns an exit code: 0, or 1 with words."""
     configure_logging(settings.log_level, sys.stderr)
     try:
-        registry = load_agents(agents) if agents is not None else None
-        trio.run(partial(_serve, settings, registry))
+        application = load_application(agents) if agents is not None else None
+        loaded = () if agents is None else (agents.partition(":")[0],)
+        trio.run(partial(_serve, settings, application, loaded))
     except KeyboardInterrupt:  # before the server took the signals over
         return 130
     # Boundary: the process. What a person can mend is told in a sentence; the rest as it is.
@@ -96,11 +100,13 @@ def _explained_listening(error: OSError, settings: Settings) -> str:
     return f"{settings.host} port {settings.port}: {error.strerror or error}"
 
 
-async def _serve(settings: Settings, registry: AgentClassRegistry | None) -> None:
+async def _serve(
+    settings: Settings, application: Application | None, loaded: tuple[str, ...]
+) -> None:
     stop = Stop()
     async with trio.open_nursery() as nursery:
         await nursery.start(_heed_signals, stop, settings.shutdown_timeout)
-        await serve(settings, registry, stop=stop, announce=_announce)
+        await serve(settings, application, stop=stop, announce=_announce, loaded=loaded)
         nursery.cancel_scope.cancel()
 
 
@@ -151,6 +157,6 @@ def _exit_when_overdue(seconds: float) -> None:
 
 def _announce(listening: Listening) -> None:
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.freeze()  # creche: shared once, when the process has started; about memory, not its content
+    gc.set_threshold(*_GC_THRESHOLDS)  # creche: shared once, when the process has started
     _say(f"creche: listening on {listening.url}\ncreche: open {listening.page_link}\n")

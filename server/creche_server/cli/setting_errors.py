@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from creche import redact_text
 from creche_server.settings import CONFIG_FILE, PREFIX, Settings
 
 _LONGEST = 60  # characters of a value
+_MCP: Final = "mcp"
 
 
 def explain(
@@ -24,6 +26,9 @@ def explain(
     sentences: list[str] = []
     for problem in error.errors(include_url=False):
         name = str(problem["loc"][0]) if problem["loc"] else ""
+        if name == _MCP:
+            sentences.append(_of_a_server(problem, flags, environment))
+            continue
         if problem["type"] == "extra_forbidden":
             guess = _guess(name, known)
             sentences.append(f"{CONFIG_FILE}: there is no setting {name!r}{guess}")
@@ -33,6 +38,18 @@ def explain(
         value = redact_text(str(problem["input"]))[:_LONGEST]
         sentences.append(f"{source}: {value!r}: {words[:1].lower()}{words[1:]}")
     return sentences
+
+
+def _of_a_server(
+    problem: ErrorDetails, flags: Mapping[str, object], environment: Mapping[str, str]
+) -> str:
+    """Without the value, in which there may be secrets."""
+    path = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    source = _source(_MCP, flags, environment).removesuffix(_MCP)
+    if problem["type"] == "extra_forbidden":
+        return f"{source}there is no setting {path!r}"
+    words = problem["msg"].removeprefix("Value error, ")
+    return f"{source}{path}: {words[:1].lower()}{words[1:]}"
 
 
 def unknown_names(environment: Mapping[str, str]) -> list[str]:

@@ -33,16 +33,30 @@ class DatabaseUrlError(ValueError):
 
 
 @contextlib.asynccontextmanager
-async def open_database(url: str, *, alone: bool = False) -> AsyncIterator[SqlStore]:
-    """A store on `url`, its schema brought up to date first.
+async def open_alone(url: str) -> AsyncIterator[None]:
+    """A server's block around all that it opens in the database, which it has to itself.
 
-    `sqlite:///PATH` or `postgresql://...`. A server is to be `alone`: it has the database to
-    itself for as long as the block, and touches nothing of it before it knows that it has.
+    Nothing is touched before it is claimed; then the schema is brought up to date, once, so what
+    is opened inside need not (`migrates=False`). Raises what `open_database` raises.
+    """
+    async with open_engine(url, alone=True) as engine:
+        engine.dispose()  # of what migrating took: the claim's connection is its own
+        yield
+
+
+@contextlib.asynccontextmanager
+async def open_database(
+    url: str, *, alone: bool = False, migrates: bool = True
+) -> AsyncIterator[SqlStore]:
+    """A store on `url`, its schema brought up to date first, if it `migrates`.
+
+    `sqlite:///PATH` or `postgresql://...`. `alone`, it has the database to itself for as long as
+    the block, and touches nothing of it before it knows that it has; see `open_alone`, too.
     Resource handling: the pool is closed with the block. Raises DatabaseUrlError before anything
     is opened, AlreadyServedError, see `open_claim`, and sqlalchemy.exc.SQLAlchemyError if the
     database cannot be reached or migrated.
     """
-    async with open_engine(url, alone=alone) as engine:
+    async with open_engine(url, alone=alone, migrates=migrates) as engine:
         yield SqlStore(engine, readers=READERS)
 
 

@@ -40,7 +40,7 @@ def make_app(services: Services) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = MOST_BODY_BYTES
     app.asgi_app = AfterReplies(app.asgi_app)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]  # a provider's own attribute
-    tell_errors(app)
+    tell_errors(app, services.audit)
     for routes in (
         agent_routes(services),
         health_routes(services),

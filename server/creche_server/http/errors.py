@@ -11,8 +11,11 @@ from quart import jsonify, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
-from creche import CrecheError, InvalidContextError, new_id
+from creche import CrecheError, InvalidContextError, SecurityAudit
+from creche._auditing import note_mix_up
+from creche_server.http.afterwards import correlation_id
 from creche_server.http.brought import UnfitError
+from creche_server.http.identity import operation
 from creche_server.recall import UnknownRunError
 from creche_server.wire import replies
 
@@ -28,12 +31,17 @@ _STATUS: Final = MappingProxyType(
 )
 
 
-def tell_errors(app: QuartTrio) -> None:
-    """Have every error of the application's answered in words of ours."""
+def tell_errors(app: QuartTrio, audit: SecurityAudit) -> None:
+    """Have every error of the application's answered in words of ours, and mix-ups audited."""
+
+    async def told(error: CrecheError) -> Any:
+        note_mix_up(audit, error, operation(), correlation_id=correlation_id())
+        return await _told(error)
+
     app.register_error_handler(UnfitError, _unfit)
     app.register_error_handler(UnknownRunError, _unknown_run)
     app.register_error_handler(InvalidContextError, _told)
-    app.register_error_handler(CrecheError, _told)
+    app.register_error_handler(CrecheError, told)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _failed)
 
@@ -69,7 +77,7 @@ async def _http_error(error: HTTPException) -> Any:
 
 
 async def _failed(error: Exception) -> Any:  # boundary: one request
-    reference = new_id()[:12]
+    reference = correlation_id()
     _log.error("a request failed", exc_info=error, extra={"correlation_id": reference})
     message = f"the server failed at this request; reference: {reference}"
     return jsonify(error="unknown_error", message=message), HTTPStatus.INTERNAL_SERVER_ERROR

@@ -16,6 +16,7 @@ from creche_server.auth import (
     NotAuthenticatedError,
     NothingShownError,
 )
+from creche_server.http.afterwards import correlation_id
 from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
@@ -51,7 +52,7 @@ class _Page:
         try:
             user_id = self._auth.use_ticket(ticket, "page")
         except NotAuthenticatedError:
-            await self._audit.record("token_refused", resource="ticket", operation=operation())
+            await self._note_refused("ticket")
             # A used link opened once more is as good as the session that it once gave.
             if await self._has_session():
                 return redirect("/", HTTPStatus.SEE_OTHER)
@@ -84,9 +85,17 @@ class _Page:
         except NothingShownError:
             return False
         except NotAuthenticatedError:
-            await self._audit.record("token_refused", resource="session", operation=operation())
+            await self._note_refused("session")
             return False
         return True
+
+    async def _note_refused(self, resource: str) -> None:
+        await self._audit.record(
+            "token_refused",
+            resource=resource,
+            operation=operation(),
+            correlation_id=correlation_id(),
+        )
 
     def _served(self, name: str, status: HTTPStatus) -> Response:
         data, tag = self._files[name]

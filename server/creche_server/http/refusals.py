@@ -11,6 +11,7 @@ from quart_trio import QuartTrio
 
 from creche import AuditKind, AuditUnavailableError, SecurityAudit
 from creche_server.auth import NotAuthenticatedError, NothingShownError
+from creche_server.http.afterwards import correlation_id
 from creche_server.http.identity import ForeignOriginError, operation
 
 _log: Final = logging.getLogger("creche.http")
@@ -21,7 +22,13 @@ def tell_refusals(app: QuartTrio, audit: SecurityAudit) -> None:
 
     async def audited(kind: AuditKind, resource: str, answer: Any) -> Any:
         try:
-            await audit.record(kind, resource=resource, operation=operation())
+            await audit.record(
+                kind,
+                resource=resource,
+                operation=operation(),
+                outcome=f"answered {answer[1].value}",
+                correlation_id=correlation_id(),
+            )
         except AuditUnavailableError as error:
             answer = jsonify(error="unavailable", message=str(error))
             return answer, HTTPStatus.SERVICE_UNAVAILABLE
@@ -29,7 +36,12 @@ def tell_refusals(app: QuartTrio, audit: SecurityAudit) -> None:
 
     @app.errorhandler(NotAuthenticatedError)
     async def not_authenticated(error: NotAuthenticatedError) -> Any:
-        _log.info("refused a login from %s: %s", request.remote_addr, error)
+        _log.info(
+            "refused a login from %s: %s",
+            request.remote_addr,
+            error,
+            extra={"correlation_id": correlation_id()},
+        )
         answer = jsonify(error="unauthenticated", message=str(error))
         answer.headers["WWW-Authenticate"] = "Bearer"
         refusal = answer, HTTPStatus.UNAUTHORIZED

@@ -12,12 +12,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from quart import Blueprint, Response, jsonify
 from werkzeug.exceptions import NotFound
 
-from creche import InvalidContextError, NewThread, RunId, ThreadId, ThreadRecord, UserId, new_id
+from creche import (
+    IdKind,
+    InvalidContextError,
+    NewThread,
+    RunId,
+    ThreadId,
+    ThreadRecord,
+    UserId,
+    check_id,
+    new_id,
+)
 from creche_server.addresses import check_thread_id
 from creche_server.http import brought
-from creche_server.http.afterwards import after_reply
+from creche_server.http.afterwards import after_reply, correlation_id
 from creche_server.http.identity import current_user, operation
-from creche_server.recall import history, open_interrupts, recall
+from creche_server.recall import UnknownRunError, history, open_interrupts, recall
 from creche_server.services import Services
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
 
@@ -117,10 +127,14 @@ class _Threads:
     async def state(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
         thread = await self._found(user_id, thread_id)
-        runs = brought.query(Runs)
-        recalled = await recall(
-            self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
-        )
+        runs = await self._asked(user_id)
+        try:
+            recalled = await recall(
+                self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
+            )
+        except UnknownRunError:
+            self._look_up("run", runs.before or "", user_id)
+            raise
         active = self._supervisor.runs(user_id, thread.thread_id)
         return _json(
             {
@@ -135,10 +149,14 @@ class _Threads:
     async def history(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
         thread = await self._found(user_id, thread_id)
-        runs = brought.query(Runs)
-        states, cut_at = await history(
-            self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
-        )
+        runs = await self._asked(user_id)
+        try:
+            states, cut_at = await history(
+                self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
+            )
+        except UnknownRunError:
+            self._look_up("run", runs.before or "", user_id)
+            raise
         answer = _json(states)
         if cut_at is not None:
             # Beside the list, not in it: stock clients take the body for the states alone.
@@ -159,18 +177,36 @@ class _Threads:
         try:
             return check_thread_id(thread_id)
         except InvalidContextError:
-            await self._audit.record(
-                "invalid_context",
-                user=user_id,
-                resource=f"thread {thread_id}",
-                operation=operation(),
-            )
+            await self._note_invalid(user_id, f"thread {thread_id}")
             raise
 
-    def _no_such_thread(self, user_id: UserId, thread_id: ThreadId) -> NotFound:
-        after_reply(
-            functools.partial(self._lookups.ask, "thread", thread_id, user_id, operation()),
+    async def _asked(self, user_id: UserId) -> Runs:
+        """Which runs are asked for. Raises UnfitError."""
+        runs = brought.query(Runs)
+        if runs.before is not None:
+            try:
+                check_id("before", runs.before)
+            except InvalidContextError as error:
+                await self._note_invalid(user_id, f"run {runs.before}")
+                raise brought.UnfitError([("before", str(error))], part="query") from error
+        return runs
+
+    async def _note_invalid(self, user_id: UserId, resource: str) -> None:
+        await self._audit.record(
+            "invalid_context",
+            user=user_id,
+            resource=resource,
+            operation=operation(),
+            correlation_id=correlation_id(),
         )
+
+    def _look_up(self, kind: IdKind, id: str, user_id: UserId) -> None:  # noqa: A002
+        """Have it found out after the reply whether that id, which is absent, is another's."""
+        ask = functools.partial(self._lookups.ask, correlation_id=correlation_id())
+        after_reply(functools.partial(ask, kind, id, user_id, operation()))
+
+    def _no_such_thread(self, user_id: UserId, thread_id: ThreadId) -> NotFound:
+        self._look_up("thread", thread_id, user_id)
         # The same words for what is absent and for what is another's.
         return NotFound("there is no such thread")
 

@@ -9,6 +9,7 @@ from quart import Blueprint, jsonify
 
 from creche_server.auth import NothingShownError
 from creche_server.http import brought
+from creche_server.http.afterwards import correlation_id
 from creche_server.http.identity import current_user, operation
 from creche_server.services import Services
 
@@ -39,6 +40,7 @@ def ticket_routes(services: Services) -> Blueprint:
                     user=user_id,
                     resource="page ticket",
                     operation=operation(),
+                    correlation_id=correlation_id(),
                 )
                 raise
         ticket, seconds = services.auth.mint_ticket(user_id, body.purpose)

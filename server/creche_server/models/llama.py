@@ -176,7 +176,9 @@ async def _open_thread(
 
     await slots.acquire_on_behalf_of(borrower)
     try:  # no checkpoint between having the slot and the start, or a cancel would lose it
-        trio.lowlevel.start_thread_soon(functools.partial(call, on_chunk), on_end, "local model")
+        trio.lowlevel.start_thread_soon(  # creche: shared this block ends it, and waits for it
+            functools.partial(call, on_chunk), on_end, "local model"
+        )
     except RuntimeError as error:
         slots.release_on_behalf_of(borrower)
         msg = "there is no thread to be had for the local model"

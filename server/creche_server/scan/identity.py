@@ -11,7 +11,7 @@ from creche_server.scan import known, rules
 from creche_server.scan.findings import Finding
 from creche_server.scan.project import Project
 from creche_server.scan.scopes import Scope, parameters
-from creche_server.scan.spot import Spot, is_identity_name
+from creche_server.scan.spot import Spot
 from creche_server.scan.values import mentions
 
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -22,19 +22,34 @@ def ambient_identity(spot: Spot) -> Iterator[Finding]:
     if not spot.in_function:
         return
     match spot.node:
-        case ast.Call(func=ast.Attribute(value=variable, attr="get")):
-            name = spot.resolve(variable)
-            if name is not None and _is_identity_variable(spot.project, name):
-                message = f"the ContextVar `{name}` says for whom this is done"
-                yield spot.finding(rules.AMBIENT_IDENTITY, message, spot.node, symbol=name)
+        case ast.Attribute(value=variable, attr="get") if _is_asked(spot, variable):
+            yield from _context_variable(spot, variable, spot.node)
+        case ast.Subscript(slice=variable, ctx=ast.Load()) if _is_asked(spot, variable):
+            yield from _context_variable(spot, variable, spot.node)
+        case ast.Call(func=ast.Attribute(attr="get"), args=[variable, *_]) if _is_asked(
+            spot, variable
+        ):
+            yield from _context_variable(spot, variable, spot.node)
         case ast.Attribute(value=base, attr=attribute, ctx=ast.Load()):
             yield from _attribute(spot, base, attribute, spot.node)
-        case ast.Name(id=local, ctx=ast.Load()) if is_identity_name(local):
+        case ast.Name(id=local, ctx=ast.Load()) if known.is_identity_name(local):
             name = spot.resolve(spot.node)
             if name is not None and spot.project.is_variable(name):
                 yield from _variable(spot, name, spot.node)
         case _:
             pass
+
+
+def _is_asked(spot: Spot, variable: ast.expr) -> bool:
+    """Whether that is a ContextVar that tells an identity: `copy_context()[it]` does, too."""
+    name = spot.resolve(variable)
+    return name is not None and _is_identity_variable(spot.project, name)
+
+
+def _context_variable(spot: Spot, variable: ast.expr, at: ast.expr) -> Iterator[Finding]:
+    name = spot.resolve(variable) or ""
+    message = f"the ContextVar `{name}` says for whom this is done"
+    yield spot.finding(rules.AMBIENT_IDENTITY, message, at, symbol=name)
 
 
 def _attribute(spot: Spot, base: ast.expr, attribute: str, at: ast.expr) -> Iterator[Finding]:
@@ -45,7 +60,7 @@ def _attribute(spot: Spot, base: ast.expr, attribute: str, at: ast.expr) -> Iter
     if parts is not None and (not parts or attribute in parts):
         message = f"`{name}` stands for whichever request is current"
         yield spot.finding(rules.AMBIENT_IDENTITY, message, at, symbol=name)
-    elif is_identity_name(attribute):
+    elif known.is_identity_name(attribute):
         if _made_by(spot.project, name) == "threading.local":
             message = f"the thread-local `{name}` says for whom this is done"
             yield spot.finding(rules.AMBIENT_IDENTITY, message, at, symbol=name)
@@ -95,6 +110,8 @@ def _is_identity_variable(project: Project, name: str) -> bool:
     found = _bound_to(project, name)
     if found is None or _made_by(project, name) != "contextvars.ContextVar":
         return False
+    if name in project.told:
+        return True
     _, annotation, call = found
     subscript = call.func if isinstance(call.func, ast.Subscript) else None
     if mentions(annotation, known.IDENTITY_TYPES) or mentions(subscript, known.IDENTITY_TYPES):
@@ -121,7 +138,7 @@ def acts_for_user(spot: Spot) -> Iterator[str]:
     if function is None:
         return
     match spot.node:
-        case ast.Name(id=name) | ast.Attribute(attr=name) if is_identity_name(name):
+        case ast.Name(id=name) | ast.Attribute(attr=name) if known.is_identity_name(name):
             yield _named(function)
         case _:
             pass

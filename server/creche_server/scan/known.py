@@ -24,6 +24,7 @@ MUTABLE: Final = _names(
     """
     builtins: bytearray dict list set sorted vars iter map filter zip enumerate reversed
     builtins.dict: fromkeys
+    builtins.str: maketrans
     collections: ChainMap Counter OrderedDict UserDict UserList defaultdict deque
     array: array
     copy: copy deepcopy
@@ -164,27 +165,48 @@ PROXIES: Final = MappingProxyType(
 # Functions that change something of the whole process.
 PROCESS_CALLS: Final = _names(
     """
-    os: chdir fchdir putenv umask unsetenv
+    asyncio: set_event_loop set_event_loop_policy
+    codecs: register register_error
+    importlib: reload
+    os: chdir chroot fchdir nice putenv setgid setuid umask unsetenv
     os.environ: clear pop popitem setdefault update
+    sys.meta_path: append clear extend insert pop remove
     sys.path: append clear extend insert pop remove reverse sort
+    sys.path_hooks: append clear extend insert pop remove
     sys.modules: clear pop popitem setdefault update
-    sys: setprofile setrecursionlimit setswitchinterval settrace
+    sys: addaudithook setprofile setrecursionlimit setswitchinterval settrace
     contextlib: chdir redirect_stderr redirect_stdout
     locale: setlocale
-    random: seed
+    multiprocessing: set_start_method
+    numpy.random: seed
+    random: seed setstate
+    resource: setrlimit
     socket: setdefaulttimeout
+    threading: setprofile settrace stack_size
     time: tzset
+    torch: manual_seed
     """,
 )
 PROCESS_OBJECTS: Final = frozenset({"os.environ", "os.environb", "sys.modules", "sys.path"})
-SIGNAL_CALLS: Final = frozenset({"signal.signal", "signal.setitimer", "signal.set_wakeup_fd"})
+# What an entry point may choose for its process, and nobody later.
+ENTRY_CALLS: Final = _names(
+    """
+    atexit: register
+    faulthandler: disable enable
+    gc: disable enable freeze set_debug set_threshold
+    logging: basicConfig captureWarnings disable setLoggerClass setLogRecordFactory
+    logging.config: dictConfig fileConfig
+    signal: alarm set_wakeup_fd setitimer signal
+    """,
+)
+WARNING_CALLS: Final = _names("warnings: filterwarnings resetwarnings simplefilter")
 
 # Calls that start what no block waits for.
 LOOSE_CALLS: Final = _names(
     """
     _thread: start_new_thread
     asyncio: create_task ensure_future run_coroutine_threadsafe
-    trio.lowlevel: spawn_system_task
+    trio.lowlevel: spawn_system_task start_thread_soon
     """,
 )
 THREADS: Final = frozenset(
@@ -193,6 +215,26 @@ THREADS: Final = frozenset(
 NURSERY_TYPES: Final = frozenset({"Nursery", "TaskGroup"})
 NURSERY_NAMES: Final = frozenset({"nursery", "task_group", "taskgroup", "tg"})
 SPAWNING: Final = frozenset({"create_task", "start", "start_soon"})
+# Methods of an event loop that start what nothing waits for.
+LOOP_CALLS: Final = frozenset(
+    {"call_at", "call_later", "call_soon", "call_soon_threadsafe", "create_task"},
+)
+
+# Methods that change a container, and how many arguments a call of one has at least: with fewer
+# it is another's, such as the `insert()` of a table.
+CHANGING: Final = MappingProxyType(
+    {
+        "append": 1,
+        "appendleft": 1,
+        "discard": 1,
+        "extend": 1,
+        "extendleft": 1,
+        "insert": 2,
+        "popitem": 0,
+        "setdefault": 1,
+        "update": 1,
+    },
+)
 
 SINGLETON_NAMES: Final = frozenset(
     {
@@ -208,3 +250,14 @@ ASKED_FOR: Final = frozenset(
         *("__mapper_args__", "_fields_", "_ignore_"),
     },
 )
+
+
+def is_stateful(name: str) -> bool:
+    """Whether a library's class is in the table, or is called as those in it are."""
+    return name in STATEFUL or name.rpartition(".")[2].endswith(STATEFUL_ENDINGS)
+
+
+def is_identity_name(name: str, names: frozenset[str] = IDENTITY) -> bool:
+    """Whether a name says whose work this is: `user_id`, `_user_id`, `owner_user_id`."""
+    plain = name.lstrip("_")
+    return plain in names or plain.endswith(("_user_id", "_thread_id", "_run_id", "_tenant_id"))

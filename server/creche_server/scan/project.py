@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from creche_server.scan import known
 from creche_server.scan.scopes import Place, Scope, module_scope, own_nodes, places
@@ -66,6 +66,9 @@ class Project:
     modules: Mapping[str, File | None]  # by every ending of their path; None if two have it
     classes: Mapping[str, Class]
     functions: Mapping[str, Function]
+    told: frozenset[str]  # variables whose `set` is given somebody's identity somewhere
+    # {(function, steps left): what it returns}, so that no function is read twice in a scan
+    returned: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict[Any, Any])
 
     def canonical(self, name: str) -> str:
         """Where the thing is defined: `creche.Run` is `creche._run.Run`."""
@@ -75,8 +78,8 @@ class Project:
                 return name
             file, rest = found
             first, _, others = rest.partition(".")
-            target = file.scope.imports.get(first)
-            if target is None or first in file.scope.bound:
+            target = _behind(file.scope, first)
+            if target is None:
                 return f"{file.scope.name}.{rest}" if rest else file.scope.name
             name = f"{target}.{others}" if others else target
         return name
@@ -85,6 +88,33 @@ class Project:
         """The dotted name that an expression stands for, followed to its definition."""
         name = scope.resolve(node)
         return None if name is None else self.canonical(name)
+
+    def meanings(self, node: ast.expr, scope: Scope) -> list[tuple[ast.expr, Scope]]:
+        """The expression itself and, for a variable of a function, what it is assigned there."""
+        found = [(node, scope)]
+        for current, around in found:
+            holder = around.holder(current.id) if isinstance(current, ast.Name) else None
+            if holder is not None and holder.function is not None and len(found) < _MOST_STEPS:
+                assigned = holder.values.get(getattr(current, "id", ""), ())
+                found += [(value, holder) for value in assigned]
+        return found
+
+    def values(self, node: ast.expr, scope: Scope) -> list[tuple[ast.expr, Scope]]:
+        """What a variable is assigned, wherever that is seen; empty if it may be anything else."""
+        holder = scope.holder(node.id) if isinstance(node, ast.Name) else None
+        if isinstance(node, ast.Name) and holder is not None and holder.function is not None:
+            return [(value, holder) for value in holder.values.get(node.id, ())]
+        name = self.resolve(scope, node)
+        return [] if name is None else self.values_of(name)
+
+    def values_of(self, name: str) -> list[tuple[ast.expr, Scope]]:
+        """What a module's or a class's variable is assigned in its body."""
+        owner, _, last = name.rpartition(".")
+        file, found = self.modules.get(owner), self.classes.get(owner)
+        if found is not None and self.is_enum(owner):
+            return []  # its members are made from these, and cannot be written
+        scope = file.scope if file is not None else found.scope if found is not None else None
+        return [] if scope is None else [(value, scope) for value in scope.values.get(last, ())]
 
     def is_module(self, name: str) -> bool:
         """Whether that is one of the files."""
@@ -134,14 +164,17 @@ class Project:
         """
         if self.is_enum(name) or self.is_named_tuple(name):
             return False
-        return self._can_change(name) or any(
-            base in known.MUTABLE_TYPES or base in known.STATEFUL or self._can_change(base)
+        return self._can_change(name, frozenset()) or any(
+            base in known.MUTABLE_TYPES
+            or base in known.STATEFUL
+            or self._can_change(base, frozenset())
             for base in self.bases(name)
         )
 
-    def _can_change(self, name: str) -> bool:
+    def _can_change(self, name: str, holders: frozenset[str]) -> bool:
+        """Whether that is so; `holders` are those that hold one, and are asked about already."""
         found = self.classes.get(name)
-        if found is None:
+        if found is None or name in holders:
             return False
         for decorator in found.node.decorator_list:
             call = decorator if isinstance(decorator, ast.Call) else None
@@ -150,7 +183,7 @@ class Project:
                     isinstance(item, ast.AnnAssign) for item in found.node.body
                 )
         return any(
-            _is_method(item) and self._writes_to_self(item, found.around)
+            _is_method(item) and self._writes_to_self(item, found.around, holders | {name})
             for item in found.node.body
         )
 
@@ -158,6 +191,7 @@ class Project:
         self,
         method: ast.FunctionDef | ast.AsyncFunctionDef,
         around: Scope,
+        holders: frozenset[str],
     ) -> bool:
         self_name = method.args.args[0].arg
         for node in own_nodes(method):
@@ -169,17 +203,21 @@ class Project:
                     ast.Assign(targets=[ast.Attribute(value=ast.Name(id=name))], value=value)
                     | ast.AnnAssign(target=ast.Attribute(value=ast.Name(id=name)), value=value)
                 ):
-                    if name == self_name and value is not None and self._is_mutable(value, around):
+                    if name != self_name or value is None:
+                        continue
+                    if self._is_mutable(value, around, holders):
                         return True
                 case _:
                     pass
         return False
 
-    def _is_mutable(self, value: ast.expr, around: Scope) -> bool:
-        """Whether a constructor's value is plainly a container or a resource."""
+    def _is_mutable(self, value: ast.expr, around: Scope, holders: frozenset[str]) -> bool:
+        """Whether a constructor's value is plainly a container, a resource, or holds such."""
         if isinstance(value, ast.Call):
-            name = self.resolve(around, value.func)
-            return name in known.MUTABLE or name in known.STATEFUL
+            name = self.resolve(around, value.func) or ""
+            if name in self.classes:
+                return self._can_change(name, holders)
+            return name in known.MUTABLE or known.is_stateful(name)
         return isinstance(value, _LITERALS)
 
     def _split(self, name: str) -> tuple[File, str] | None:
@@ -190,6 +228,15 @@ class Project:
             if file is not None:
                 return file, ".".join(parts[length:])
         return None
+
+
+def _behind(scope: Scope, name: str) -> str | None:
+    """What a module's name is another name of: it is imported, or assigned once and so."""
+    if name not in scope.bound:
+        return scope.imports.get(name)
+    values = scope.values.get(name, ())
+    target = scope.resolve(values[0]) if len(values) == 1 else None
+    return None if target == f"{scope.name}.{name}" else target
 
 
 def _is_frozen(call: ast.Call | None) -> bool:
@@ -221,7 +268,24 @@ def read_project(sources: Sequence[Source]) -> Project:
                 classes[place.inner.name] = Class(place.node, place.inner, place.scope)
             elif isinstance(place.node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 functions[place.inner.name] = Function(place.node, place.inner, place.scope)
-    return Project(files, modules, classes, functions)
+    project = Project(files, modules, classes, functions, frozenset())
+    return dataclasses.replace(project, told=frozenset(_told(project)))
+
+
+def _told(project: Project) -> Iterator[str]:
+    """What is set to an identity: `slot.set(user_id)`, whatever the variable is called."""
+    for file in project.files:
+        for place in file.places:
+            match place.node:
+                case ast.Call(
+                    func=ast.Attribute(value=variable, attr="set"),
+                    args=[ast.Name(id=given) | ast.Attribute(attr=given)],
+                ) if known.is_identity_name(given):
+                    name = project.resolve(place.scope, variable)
+                    if name is not None:
+                        yield name
+                case _:
+                    pass
 
 
 def _opened(source: Source) -> File:

@@ -46,7 +46,7 @@ RULES: Final = (
     ),
     Rule(
         GLOBAL_WRITE,
-        "module variable rebound by a function",
+        "module variable rebound or changed by a function",
         "The last run to write it decides what all others read.",
         "Return the value, or keep it on an object that is made for each run.",
     ),

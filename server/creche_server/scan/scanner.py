@@ -10,13 +10,15 @@ from creche_server.scan import rules
 from creche_server.scan.caches import caches
 from creche_server.scan.findings import Coverage, Explained, Finding, Scan
 from creche_server.scan.identity import acts_for_user, ambient_identity, calls, enclosing_function
+from creche_server.scan.nurseries import handed_nurseries, kept_nurseries
 from creche_server.scan.project import read_project
 from creche_server.scan.singletons import singletons
 from creche_server.scan.source import Source, UnreadableError, module_names, read_source
 from creche_server.scan.spot import Spot
 from creche_server.scan.state import context_defaults, mutable_defaults, shared_state
-from creche_server.scan.tasks import kept_nurseries, loose_tasks
-from creche_server.scan.writes import class_and_module_writes, global_writes, process_settings
+from creche_server.scan.surroundings import process_settings
+from creche_server.scan.tasks import loose_tasks
+from creche_server.scan.writes import class_and_module_writes, global_writes
 
 _CHECKS: Final[tuple[Callable[[Spot], Iterator[Finding]], ...]] = (
     shared_state,
@@ -29,10 +31,11 @@ _CHECKS: Final[tuple[Callable[[Spot], Iterator[Finding]], ...]] = (
     ambient_identity,
     loose_tasks,
     kept_nurseries,
+    handed_nurseries,
     singletons,
 )
 # What no check looks at; the walk meets mostly these.
-_DULL: Final = (ast.expr_context, ast.operator, ast.Constant, ast.arguments, ast.arg, ast.keyword)
+_DULL: Final = (ast.arguments, ast.arg, ast.keyword)
 
 
 def scan_sources(files: Mapping[str, bytes]) -> Scan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -16,6 +17,7 @@ Definition = FunctionNode | ast.ClassDef
 FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _SCOPES: Final = (*FUNCTIONS, ast.ClassDef)
 _COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_LEAVES: Final = (ast.expr_context, ast.operator, ast.Constant)  # which no check looks at
 _TYPE_CHECKING: Final = frozenset({"typing.TYPE_CHECKING", "typing_extensions.TYPE_CHECKING"})
 
 
@@ -32,6 +34,8 @@ class Scope:
     globals: frozenset[str]
     from_imports: frozenset[str]  # of `imports`: taken out of a module, so may be anything
     deleted: frozenset[str]
+    values: dict[str, tuple[ast.expr, ...]]  # {name: all it is}, of those that are only assigned
+    entered: dict[str, ast.expr]  # {name: what was entered}, by the body's `with`
 
     @property
     def module(self) -> Scope:
@@ -71,17 +75,25 @@ class Scope:
 
     def resolve_name(self, name: str) -> str | None:
         """What a bare name stands for, seen from here."""
+        holder = self.holder(name)
+        if holder is None:
+            return f"builtins.{name}" if hasattr(builtins, name) else None
+        if name in holder.imports:
+            return holder.imports[name]
+        return None if holder.function is not None else f"{holder.name}.{name}"
+
+    def holder(self, name: str) -> Scope | None:
+        """The scope that gives a bare name its meaning here."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.globals:
                 scope = self.module
-            if scope is self or scope.kind != "class":  # a method does not see its class's names
-                if name in scope.imports:
-                    return scope.imports[name]
-                if name in scope.bound:
-                    return None if scope.function is not None else f"{scope.name}.{name}"
+            # A method does not see its class's names.
+            is_visible = scope is self or scope.kind != "class"
+            if is_visible and (name in scope.imports or name in scope.bound):
+                return scope
             scope = scope.parent
-        return f"builtins.{name}" if hasattr(builtins, name) else None
+        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +113,7 @@ def module_scope(source: Source) -> Scope:
 
 
 def places(source: Source, outermost: Scope) -> Iterator[Place]:
-    """Every node of a file in the order of the text, without recursion; type-only code left out."""
+    """The nodes of a file in the order of the text, without recursion; type-only code left out."""
     stack: list[Place] = [
         Place(statement, statement, outermost, None, main=False)
         for statement in reversed(source.tree.body)
@@ -131,7 +143,7 @@ def _below(place: Place) -> Iterator[Place]:
             skipped = set(map(id, node.body))
         main = main or _is_main_guard(node.test)
     for child in ast.iter_child_nodes(node):
-        if id(child) in skipped:
+        if id(child) in skipped or isinstance(child, _LEAVES):
             continue
         scope = place.inner if id(child) in body and place.inner is not None else place.scope
         yield Place(
@@ -183,9 +195,12 @@ def _opened(
     taken: set[str] = set()
     deleted: set[str] = set()
     hidden: set[int] = set()  # names of comprehensions, which the module around does not have
+    given: list[str] = []
     if isinstance(node, FUNCTIONS):
-        bound.update(parameter.arg for parameter in parameters(node))
-    for inner in own_nodes(node):
+        given = [parameter.arg for parameter in parameters(node)]
+        bound.update(given)
+    nodes = list(own_nodes(node))
+    for inner in nodes:
         if isinstance(inner, _COMPREHENSIONS) and not isinstance(node, FUNCTIONS):
             for generator in inner.generators:
                 hidden.update(map(id, ast.walk(generator.target)))
@@ -212,7 +227,44 @@ def _opened(
         globals=frozenset(declared),
         from_imports=frozenset(taken),
         deleted=frozenset(deleted),
+        values=_values(nodes, [*imports, *given]),
+        entered={
+            item.optional_vars.id: item.context_expr
+            for item in nodes
+            if isinstance(item, ast.withitem) and isinstance(item.optional_vars, ast.Name)
+        },
     )
+
+
+def _values(nodes: list[ast.AST], otherwise: list[str]) -> dict[str, tuple[ast.expr, ...]]:
+    """{name: values} of the names that nothing but assignments binds."""
+    values: dict[str, list[ast.expr]] = {}
+    times = Counter(otherwise)  # {name: how often something else binds it}
+    for node in nodes:
+        if (found := _bound_by(node)) is not None:
+            times[found] += 1
+        for target, value in _assigned(node):
+            times[target] -= 1
+            if value is not None:
+                values.setdefault(target, []).append(value)
+    return {name: tuple(found) for name, found in values.items() if not times[name]}
+
+
+def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr | None]]:
+    """(name, value) of what an assignment binds; no value where it adds to one."""
+    match node:
+        case ast.Assign(targets=targets, value=value):
+            for target in targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=value) if value is not None:
+            yield name, value
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.AugAssign(target=ast.Name(id=name)):
+            yield name, None
+        case ast.NamedExpr(target=ast.Name(id=name), value=value):
+            yield name, value
+        case _:
+            pass
 
 
 def _bound_by(node: ast.AST) -> str | None:

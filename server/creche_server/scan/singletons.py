@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from creche_server.scan import known, rules
+from creche_server.scan.closures import kept_by
 from creche_server.scan.findings import Finding
 from creche_server.scan.scopes import own_nodes
 from creche_server.scan.spot import Spot
@@ -42,10 +43,19 @@ def _by_others(spot: Spot, node: ast.ClassDef) -> Iterator[Finding]:
             message = f"`{node.name}` has one instance, by its metaclass"
             yield spot.finding(rules.SINGLETON, message, keyword.value)
     for decorator in node.decorator_list:
-        name = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
-        if "singleton" in name.lower():
+        made_by = decorator.func if isinstance(decorator, ast.Call) else decorator
+        name = ast.unparse(made_by)
+        if "singleton" in name.lower() or _keeps_instances(spot, made_by):
             message = f"`{node.name}` has one instance, by its decorator"
             yield spot.finding(rules.SINGLETON, message, decorator)
+
+
+def _keeps_instances(spot: Spot, decorator: ast.expr) -> bool:
+    """Whether it is a cache, which answers every call of the class with the first one's result."""
+    name = spot.resolve(decorator) or ""
+    function = spot.project.functions.get(name)
+    kept = None if function is None else kept_by(function, spot.project)
+    return name in known.CACHES or (kept is not None and kept.is_table)
 
 
 def _returns_kept(spot: Spot, node: ast.FunctionDef) -> bool:

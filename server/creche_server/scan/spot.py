@@ -40,6 +40,10 @@ class Spot:
         """The dotted name of what this node calls; empty if it is no call of a known name."""
         return (self.resolve(self.node.func) or "") if isinstance(self.node, ast.Call) else ""
 
+    def meanings(self, node: ast.expr) -> list[ast.expr]:
+        """The expression, and, for a variable of the function, what it is assigned."""
+        return [found for found, _ in self.project.meanings(node, self.scope)]
+
     def what_is(self, node: ast.expr) -> Value | None:
         return what_is(node, self.scope, self.project)
 
@@ -82,10 +86,4 @@ class Spot:
             named = self.project.resolve(self.scope, parameter.annotation)
             if named in known.NO_IDENTITY:
                 return False
-        return is_identity_name(parameter.arg, names)
-
-
-def is_identity_name(name: str, names: frozenset[str] = known.IDENTITY) -> bool:
-    """Whether a name says whose work this is: `user_id`, `_user_id`, `owner_user_id`."""
-    plain = name.lstrip("_")
-    return plain in names or plain.endswith(("_user_id", "_thread_id", "_run_id", "_tenant_id"))
+        return known.is_identity_name(parameter.arg, names)

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from creche_server.scan import known, rules
+from creche_server.scan.caches import handed_function, kept_by_call
 from creche_server.scan.findings import Finding
 from creche_server.scan.scopes import FUNCTIONS, Scope
 from creche_server.scan.spot import Spot
@@ -81,12 +82,22 @@ def _unpacked(
 def _made(spot: Spot, value: ast.expr | None, annotation: ast.expr | None) -> Value | None:
     if value is None:
         return Value("a list")
-    made = spot.what_is(value)
+    made = spot.what_is(value) or _keeps_between_calls(spot, value)
     if made is None and annotation is not None and isinstance(value, (ast.Call, ast.Await)):
         function = value.func if isinstance(value, ast.Call) else value
         if spot.resolve(function) not in known.FREEZING | FIELD_NAMES:
             return spot.what_annotation_says(annotation)
     return made
+
+
+def _keeps_between_calls(spot: Spot, value: ast.expr) -> Value | None:
+    """A function that closes over what it changes; a cache on a function has a rule of its own."""
+    kept = kept_by_call(spot, value) if isinstance(value, ast.Call) else None
+    if kept is None or not isinstance(value, ast.Call):
+        return None
+    if kept.is_table and handed_function(spot, value) is not None:
+        return None
+    return Value(f"a function that keeps `{kept.name}` between calls", stateful=True)
 
 
 def _is_removed(target: ast.expr, scope: Scope) -> bool:

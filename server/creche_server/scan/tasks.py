@@ -1,4 +1,4 @@
-"""Tasks and threads that outlive their block, and nurseries that are kept: CR012 and CR014."""
+"""Tasks and threads that outlive their block: CR012."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 from creche_server.scan import known, rules
 from creche_server.scan.findings import Finding
-from creche_server.scan.scopes import own_nodes, parameters
+from creche_server.scan.nurseries import is_nursery, is_nursery_name
+from creche_server.scan.scopes import Scope, own_nodes
 from creche_server.scan.spot import Spot
-from creche_server.scan.values import mentions
 
 _LOOPS: Final = frozenset(
     {"asyncio.get_event_loop", "asyncio.get_running_loop", "asyncio.new_event_loop"},
@@ -26,7 +26,7 @@ def loose_tasks(spot: Spot) -> Iterator[Finding]:
     if called in known.LOOSE_CALLS or _is_of_loop(spot, node.func):
         message = f"`{called or ast.unparse(node.func)}` starts what no block waits for"
         yield spot.finding(rules.LOOSE_TASK, message, node)
-    elif called in known.THREADS:
+    elif called in known.THREADS or spot.project.bases(called) & known.THREADS:
         if _is_daemon(node):
             message = f"a daemon `{called}` is cut off whenever the process ends"
             yield spot.finding(rules.LOOSE_TASK, message, node)
@@ -40,9 +40,17 @@ def loose_tasks(spot: Spot) -> Iterator[Finding]:
 
 def _is_of_loop(spot: Spot, function: ast.expr) -> bool:
     match function:
-        case ast.Attribute(value=ast.Name(id="loop" | "event_loop"), attr="create_task"):
-            return True
-        case ast.Attribute(value=ast.Call(func=made), attr="create_task"):
+        case ast.Attribute(value=loop, attr=attr) if attr in known.LOOP_CALLS:
+            return any(_is_loop(spot, found) for found in spot.meanings(loop))
+        case _:
+            return False
+
+
+def _is_loop(spot: Spot, node: ast.expr) -> bool:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.lstrip("_") in {"loop", "event_loop"}
+        case ast.Call(func=made):
             return spot.resolve(made) in _LOOPS
         case _:
             return False
@@ -78,114 +86,64 @@ def _is_kept_nursery(spot: Spot, function: ast.expr) -> bool:
     """Whether this starts something in a nursery that is an attribute or a module's variable."""
     if not isinstance(function, ast.Attribute) or function.attr not in known.SPAWNING:
         return False
-    match function.value:
-        case ast.Attribute(value=ast.Name(id="self"), attr=name) if _is_nursery_name(name):
+    # Nothing but a nursery has this method; the others may be a thread's, a server's or a group's.
+    is_certain = function.attr == "start_soon"
+    kept = function.value.value if isinstance(function.value, ast.Subscript) else function.value
+    match kept:
+        case ast.Attribute(value=ast.Name(id="self"), attr=name):
             owner = spot.scope.owner
-            return owner is None or not _keeps(owner.node, name)
+            is_told = owner is not None and _stores(spot, owner, name)
+            return (is_certain or is_nursery_name(name)) and not is_told
         case ast.Attribute(attr=name):
-            return _is_nursery_name(name)
-        case ast.Name(id=name):
-            if _is_nursery_name(name) and spot.resolve(function.value) is not None:
-                return True
-            return _is_alias(spot, name)
+            return (is_certain or is_nursery_name(name)) and not _is_of_block(spot, function)
+        case ast.Name(id=name) if spot.resolve(kept) is not None:
+            return is_certain or is_nursery_name(name)
+        case ast.Name(id=name) if kept is function.value:
+            return _is_alias(spot, kept, is_certain=is_certain)
         case _:
             return False
 
 
-def _is_alias(spot: Spot, local: str) -> bool:
-    """Whether the function around takes a nursery from an attribute by that name."""
+def _is_of_block(spot: Spot, node: ast.expr) -> bool:
+    """Whether it belongs to what a `with` of the function around yields, so ends with it."""
     function = spot.scope.function
-    if function is None:
-        return False
-    for node in own_nodes(function.node):
-        match node:
-            case ast.Assign(targets=[ast.Name(id=found)], value=ast.Attribute(attr=kept)):
-                if found == local and _is_nursery_name(kept):
-                    return True
-            case _:
-                pass
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return function is not None and isinstance(node, ast.Name) and node.id in function.entered
+
+
+def _is_alias(spot: Spot, local: ast.expr, *, is_certain: bool) -> bool:
+    """Whether the function around takes a nursery by that name from where it is kept."""
+    for found in spot.meanings(local)[1:]:
+        kept = found.value if isinstance(found, ast.Subscript) else found
+        if isinstance(kept, ast.Attribute) and (is_certain or is_nursery_name(kept.attr)):
+            return True
+        if is_certain and isinstance(kept, ast.Name) and spot.resolve(kept) is not None:
+            return True
     return False
 
 
-def _keeps(owner: ast.AST, name: str) -> bool:
-    """Whether the class itself puts the nursery there, which is reported where it does."""
-    return any(
-        (isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.ctx, ast.Store))
-        or (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name)
-        for node in ast.walk(owner)
-    )
+def _stores(spot: Spot, owner: Scope, name: str) -> bool:
+    """Whether the class itself puts a nursery there, which is reported where it does."""
+    for item in getattr(owner.node, "body", []):
+        method = spot.project.functions.get(f"{owner.name}.{getattr(item, 'name', '')}")
+        if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == name:
+            return True
+        if method is not None and any(
+            _puts(spot, node, name, method.scope) for node in own_nodes(method.node)
+        ):
+            return True
+    return False
 
 
-def kept_nurseries(spot: Spot) -> Iterator[Finding]:
-    """Nurseries that are put where others, or later calls, reach them."""
-    match spot.node:
-        case ast.Assign(targets=targets, value=value):
-            kept = [target for target in targets if _is_lasting(spot, target)]
-            if kept and _is_nursery(spot, value):
-                name = ast.unparse(kept[0])
-                yield spot.finding(rules.KEPT_NURSERY, f"`{name}` keeps a nursery", kept[0])
-        case ast.AnnAssign(target=target, annotation=annotation, value=value):
-            is_field = isinstance(target, ast.Name) and not spot.in_function
-            typed = mentions(annotation, known.NURSERY_TYPES)
-            if (is_field and typed and spot.scope.kind == "class") or (
-                _is_lasting(spot, target) and value is not None and _is_nursery(spot, value)
-            ):
-                name = ast.unparse(target)
-                yield spot.finding(rules.KEPT_NURSERY, f"`{name}` keeps a nursery", target)
-        case ast.AsyncWith(items=items):
-            for item in items:
-                bound = item.optional_vars
-                if bound is None or not _opens(spot, item.context_expr):
-                    continue
-                if _is_lasting(spot, bound):
-                    message = f"`{ast.unparse(bound)}` keeps a nursery"
-                    yield spot.finding(rules.KEPT_NURSERY, message, bound)
-        case ast.Call(func=ast.Attribute(attr="__aenter__", value=opened)) if _opens(spot, opened):
-            message = "a nursery is entered by hand, so it has no block"
-            yield spot.finding(rules.KEPT_NURSERY, message, spot.node)
+def _puts(spot: Spot, node: ast.AST, name: str, method: Scope) -> bool:
+    match node:
+        case (
+            ast.Assign(targets=[ast.Attribute(attr=found), *_], value=ast.expr() as value)
+            | ast.AnnAssign(target=ast.Attribute(attr=found), value=ast.expr() as value)
+        ):
+            return found == name and is_nursery(spot, value, method)
+        case ast.withitem(optional_vars=ast.Attribute(attr=found)):
+            return found == name
         case _:
-            pass
-
-
-def _is_lasting(spot: Spot, target: ast.expr) -> bool:
-    """An attribute, an item of one, or a module's variable."""
-    if isinstance(target, ast.Subscript):
-        return _is_lasting(spot, target.value)
-    return isinstance(target, ast.Attribute) or (
-        isinstance(target, ast.Name) and spot.resolve(target) is not None
-    )
-
-
-def _is_nursery(spot: Spot, value: ast.expr) -> bool:
-    if not isinstance(value, ast.Name):
-        return False
-    if _is_nursery_name(value.id):
-        return True
-    function = spot.scope.function
-    if function is None or isinstance(function.node, (ast.Module, ast.ClassDef)):
-        return False
-    if any(
-        parameter.arg == value.id and mentions(parameter.annotation, known.NURSERY_TYPES)
-        for parameter in parameters(function.node)
-    ):
-        return True
-    return any(
-        isinstance(node, ast.withitem)
-        and isinstance(node.optional_vars, ast.Name)
-        and node.optional_vars.id == value.id
-        and _opens(spot, node.context_expr)
-        for node in own_nodes(function.node)
-    )
-
-
-def _opens(spot: Spot, node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and spot.resolve(node.func) in {
-        "anyio.create_task_group",
-        "asyncio.TaskGroup",
-        "trio.open_nursery",
-    }
-
-
-def _is_nursery_name(name: str) -> bool:
-    plain = name.lower().strip("_")
-    return plain in known.NURSERY_NAMES or plain.endswith(("_nursery", "_task_group"))
+            return False

@@ -1,4 +1,4 @@
-"""Writes that reach beyond the run: CR003, CR004, CR005 and CR009."""
+"""Writes that reach beyond the run: CR003, CR004 and CR005."""
 
 from __future__ import annotations
 
@@ -14,49 +14,115 @@ from creche_server.scan.spot import Spot
 # Where a class is still being made, which happens once.
 _MAKING: Final = frozenset({"__init_subclass__", "__set_name__", "__class_getitem__"})
 _MAKING_OF_METACLASS: Final = frozenset({"__init__", "__new__", "__prepare__"})
+_SETTERS: Final = frozenset(
+    {
+        *("builtins.setattr", "builtins.delattr", "builtins.type.__setattr__"),
+        *("builtins.type.__delattr__", "builtins.object.__setattr__"),
+        "builtins.object.__delattr__",
+    },
+)
+_IMPORTING: Final = frozenset(
+    {"builtins.__import__", "importlib.import_module", "inspect.getmodule", "sys.modules.get"},
+)
 
 
 def global_writes(spot: Spot) -> Iterator[Finding]:
-    """`global`, and writes to what `globals()` returns."""
+    """`global`, writes to what `globals()` returns, and to what a module's variable holds."""
     node = spot.node
     if isinstance(node, ast.Global) and spot.in_function:
         names = ", ".join(f"`{name}`" for name in node.names)
         yield spot.finding(rules.GLOBAL_WRITE, f"this function rebinds the module's {names}", node)
-    for target in _written(node):
-        if isinstance(target, ast.Subscript) and _is_namespace(spot, target.value):
+    for target in written(node):
+        if isinstance(target, ast.Subscript) and _is_globals(spot, target.value):
             yield spot.finding(rules.GLOBAL_WRITE, "the module's variables are written", target)
+        yield from _variable(spot, target.value, target)
     match node:
-        case ast.Call(func=ast.Attribute(value=receiver, attr="update" | "setdefault" | "pop")):
-            if _is_namespace(spot, receiver):
+        case ast.Call(func=ast.Attribute(value=receiver, attr=method)):
+            if method in {"update", "setdefault", "pop"} and _is_globals(spot, receiver):
                 yield spot.finding(rules.GLOBAL_WRITE, "the module's variables are written", node)
+            if _is_changing(node):
+                yield from _variable(spot, receiver, node)
         case _:
             pass
 
 
-def _is_namespace(spot: Spot, node: ast.expr) -> bool:
-    return (
-        isinstance(node, ast.Call)
-        and spot.resolve(node.func) in {"builtins.globals", "builtins.vars"}
-        and not any(spot.resolve(argument) is None for argument in node.args)
+def _is_globals(spot: Spot, node: ast.expr) -> bool:
+    return any(
+        isinstance(found, ast.Call) and spot.resolve(found.func) == "builtins.globals"
+        for found in spot.meanings(node)
     )
+
+
+def _variable(spot: Spot, node: ast.expr, at: ast.expr) -> Iterator[Finding]:
+    """A change to what a module's variable holds, if its definition does not tell that it can."""
+    while isinstance(node, ast.Subscript):
+        node = node.value
+    if not spot.in_function:
+        return
+    for found in spot.meanings(node):
+        name = spot.resolve(found)
+        root = found
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        importing = _importing(spot.scope, root.id) if isinstance(root, ast.Name) else None
+        if importing is not None and found is not root:
+            continue  # an attribute of something imported is the other rule's
+        if name is not None and spot.project.is_variable(name) and spot.what_is(found) is None:
+            message = f"the module's `{name}` is changed"
+            yield spot.finding(rules.GLOBAL_WRITE, message, at, symbol=name)
+            return
+
+
+def _is_changing(node: ast.Call) -> bool:
+    """Whether this calls a method by which containers are changed."""
+    least = known.CHANGING.get(node.func.attr) if isinstance(node.func, ast.Attribute) else None
+    return least is not None and len(node.args) >= least
 
 
 def class_and_module_writes(spot: Spot) -> Iterator[Finding]:
     """Attributes of modules, classes and functions that are set, deleted, or set by name."""
-    for target in _written(spot.node):
-        place = target.value if isinstance(target, ast.Subscript) else target
-        if isinstance(place, ast.Attribute) and not _is_of_process(spot, target):
-            yield from _write(spot, place.value, place.attr, target, target is not place)
+    for target in written(spot.node):
+        if isinstance(target, ast.Attribute):
+            yield from _write(spot, target.value, target.attr, target, is_item=False)
+        else:
+            yield from _item(spot, target.value, target)
     match spot.node:
-        case ast.Call(args=[owner, name, *_]):
-            if spot.called() in {"builtins.setattr", "builtins.delattr"}:
-                attribute = name.value if isinstance(name, ast.Constant) else "…"
-                yield from _write(spot, owner, str(attribute), spot.node, is_item=False)
+        case ast.Call(args=[owner, name, *_]) if spot.called() in _SETTERS:
+            attribute = name.value if isinstance(name, ast.Constant) else "…"
+            yield from _write(spot, owner, str(attribute), spot.node, is_item=False)
+        case ast.Call(func=ast.Attribute(value=container)) as call if _is_changing(call):
+            for found in spot.meanings(container):
+                if isinstance(found, ast.Attribute) and _is_seen(spot, found):
+                    yield from _write(spot, found.value, found.attr, call, is_item=True)
         case _:
             pass
 
 
-def _written(node: ast.AST) -> Iterator[ast.Attribute | ast.Subscript]:
+def _item(spot: Spot, container: ast.expr, at: ast.expr) -> Iterator[Finding]:
+    """`owner.attribute[...] = ...` and `vars(owner)[...] = ...`."""
+    for found in spot.meanings(container):
+        if isinstance(found, ast.Attribute):
+            yield from _write(spot, found.value, found.attr, at, is_item=True)
+        elif (
+            isinstance(found, ast.Call)
+            and found.args
+            and spot.resolve(found.func) == "builtins.vars"
+        ):
+            yield from _write(spot, found.args[0], "…", at, is_item=False)
+
+
+def _is_seen(spot: Spot, container: ast.Attribute) -> bool:
+    """Whether it is of a class, or a variable of one of the files: a library's may be anything."""
+    owner = container.value
+    if any(_is_own_class(spot, found) for found in spot.meanings(owner)):
+        return True
+    name = spot.resolve(owner)
+    if name in spot.project.classes or name in spot.project.functions:
+        return True
+    return spot.project.is_variable(spot.resolve(container) or "")
+
+
+def written(node: ast.AST) -> Iterator[ast.Attribute | ast.Subscript]:
     """The attributes and items that a statement writes or deletes."""
     waiting: list[ast.expr] = []
     match node:
@@ -85,18 +151,44 @@ def _write(
     owner: ast.expr,
     attribute: str,
     at: ast.expr,
-    is_item: bool,  # noqa: FBT001
+    *,
+    is_item: bool,
 ) -> Iterator[Finding]:
     short = f"{ast.unparse(owner)}.{attribute}"
-    if _is_own_class(spot, owner):
-        if _is_making_class(spot.scope):
+    meanings = spot.meanings(owner)
+    for found in meanings:
+        if _is_own_class(spot, found):
+            if not _is_making_class(spot.scope):
+                message = f"`{short}` belongs to the class, so to all its instances"
+                yield spot.finding(rules.CLASS_WRITE, message, at)
             return
-        message = f"`{short}` belongs to the class, so to all its instances"
-        yield spot.finding(rules.CLASS_WRITE, message, at)
-        return
-    name = spot.resolve(owner)
-    if name is None or name in known.PROCESS_OBJECTS:
-        return
+        if _is_module_object(spot, found):
+            if _is_this_module(found):
+                message = "the module's variables are written"
+                yield spot.finding(rules.GLOBAL_WRITE, message, at)
+            else:
+                yield spot.finding(rules.PATCH, f"`{short}` belongs to a module", at)
+            return
+        name = spot.resolve(found)
+        # What is assigned more than once may be something of the function's own by now.
+        if name is not None and (found is owner or len(meanings) == 2):  # noqa: PLR2004
+            yield from _write_by_name(spot, found, name, short, at, is_item=is_item)
+            return
+
+
+def _write_by_name(
+    spot: Spot,
+    owner: ast.expr,
+    name: str,
+    short: str,
+    at: ast.expr,
+    *,
+    is_item: bool,
+) -> Iterator[Finding]:
+    if name in known.PROCESS_OBJECTS or f"{name}.{short.rpartition('.')[2]}" in (
+        known.PROCESS_OBJECTS
+    ):
+        return  # a setting of the process, and reported as such
     if _is_ours(spot, name):
         # Behind its definition a class or function may still be completed; once, on import.
         if spot.in_function:
@@ -109,17 +201,34 @@ def _write(
         yield spot.finding(rules.PATCH, f"`{short}` belongs to {_owner_of(spot, name)}", at)
 
 
+def _is_module_object(spot: Spot, node: ast.expr) -> bool:
+    """Whether that is a module that is looked up by its name."""
+    match node:
+        case ast.Subscript(value=found):
+            return spot.resolve(found) == "sys.modules"
+        case ast.Call(func=function):
+            return spot.resolve(function) in _IMPORTING
+        case _:
+            return False
+
+
+def _is_this_module(node: ast.expr) -> bool:
+    return any(isinstance(found, ast.Name) and found.id == "__name__" for found in ast.walk(node))
+
+
 def _is_own_class(spot: Spot, owner: ast.expr) -> bool:
-    """`cls`, `type(self)` or `self.__class__`, in a method."""
+    """`cls`, `type(self)`, `self.__class__`, `self.method.__func__`, wherever code runs later."""
     function = spot.scope.function
-    if function is None or function.owner is None:
+    if function is None:
         return False
     match owner:
+        case ast.Name(id="__class__"):
+            return True
         case ast.Name(id=name):
-            return _first_is_class(function, name)
-        case ast.Call(func=function_node, args=[ast.Name()]):
+            return function.owner is not None and _first_is_class(function, name)
+        case ast.Call(func=function_node, args=[_], keywords=[]):
             return spot.resolve(function_node) == "builtins.type"
-        case ast.Attribute(attr="__class__", value=ast.Name()):
+        case ast.Attribute(attr="__class__" | "__func__"):
             return True
         case _:
             return False
@@ -174,7 +283,8 @@ def _is_foreign(spot: Spot, owner: ast.expr, name: str) -> bool:
     is_module = root.id not in importing.from_imports  # else it may be anything
     if is_module or name in project.classes or name in project.functions:
         return True
-    return project.is_module(name) or _is_class_name(name)
+    is_its_variable = owner is not root and project.is_variable(name)
+    return is_its_variable or project.is_module(name) or _is_class_name(name)
 
 
 def _importing(scope: Scope, name: str) -> Scope | None:
@@ -199,38 +309,3 @@ def _owner_of(spot: Spot, name: str) -> str:
     if name in spot.project.classes or _is_class_name(name):
         return f"the class {name}"
     return f"the module {name}" if "." not in name or spot.project.is_module(name) else f"{name}"
-
-
-# --- the process itself
-
-
-def process_settings(spot: Spot) -> Iterator[Finding]:
-    """The environment, the working directory, the import path, signals, the locale."""
-    for target in _written(spot.node):
-        if _is_of_process(spot, target):
-            short = ast.unparse(target.value if isinstance(target, ast.Subscript) else target)
-            yield spot.finding(rules.PROCESS_SETTING, f"`{short}` is written", target)
-    match spot.node:
-        case ast.AugAssign(target=ast.Name() as bare):
-            if spot.resolve(bare) in known.PROCESS_OBJECTS:
-                yield spot.finding(rules.PROCESS_SETTING, f"`{bare.id}` is written", bare)
-        case ast.Call():
-            name = spot.called()
-            if name in known.PROCESS_CALLS or (
-                name in known.SIGNAL_CALLS and not _is_entry_point(spot)
-            ):
-                message = f"`{name}` changes the whole process"
-                yield spot.finding(rules.PROCESS_SETTING, message, spot.node)
-        case _:
-            pass
-
-
-def _is_of_process(spot: Spot, target: ast.Attribute | ast.Subscript) -> bool:
-    owner = target.value if isinstance(target, ast.Subscript) else target
-    return spot.resolve(owner) in known.PROCESS_OBJECTS
-
-
-def _is_entry_point(spot: Spot) -> bool:
-    """Where a process may choose how it takes signals: its `main`, or under the guard."""
-    function = spot.scope.function
-    return spot.place.main or getattr(function and function.node, "name", "") in {"main", "_main"}

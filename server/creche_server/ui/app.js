@@ -260,7 +260,10 @@ question.addEventListener("input", () => {
   fit();
   render();
 });
-$("stop").addEventListener("click", () => open.stop());
+$("stop").addEventListener("click", () => {
+  open.stop();
+  question.focus(); // a button that is disabled, as this one is now, loses the focus to nowhere
+});
 $("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address holds the thread
   question.focus();

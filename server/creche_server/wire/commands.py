@@ -7,28 +7,52 @@ with a `WireError` that is ready to be sent back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from creche import InvalidContextError, MessageId, RunId, UserMessage, new_id
+from creche import (
+    AuditKind,
+    InvalidContextError,
+    MessageId,
+    RunId,
+    UserMessage,
+    check_characters,
+    new_id,
+)
 from creche_server.wire.replies import ErrorCode
 
 MAX_COMMAND_BYTES: Final = 1024 * 1024
 DEFAULT_RUNS: Final = 100  # that one reply tells of
+MOST_GRACE: Final = 3600.0  # seconds that a run may go on unwatched
 MOST_RUNS: Final = 1000  # that may be asked for at once
 
 
 class WireError(Exception):
-    """A frame that is no command; `id` is the frame's own, where it could be read."""
+    """A frame that is no command; `id` is the frame's own, where it could be read.
 
-    def __init__(self, message: str, *, code: ErrorCode, id: int | None) -> None:  # noqa: A002
+    `kind` is what the audit calls it, None for what is no more than a mistake; `resource` what it
+    was about.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: ErrorCode,
+        id: int | None,  # noqa: A002
+        kind: AuditKind | None = None,
+        resource: str = "command",
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code: ErrorCode = code
         self.id = id
+        self.kind: Final = kind
+        self.resource = resource
 
 
 class Subscribe(msgspec.Struct, frozen=True):
@@ -84,9 +108,10 @@ class RunStart(msgspec.Struct, frozen=True):
     input: RunInput = RunInput(())
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
-    # The only ones that there are so far; a client that asks for another is told so.
+    # The only one that there is so far; a client that asks for another is told so.
     multitask_strategy: Literal["enqueue"] = "enqueue"
-    on_disconnect: Literal["continue"] = "continue"
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    disconnect_grace: Annotated[float, msgspec.Meta(ge=0, le=MOST_GRACE)] | None = None  # seconds
     resume: tuple[ResumeEntry, ...] = ()
     run_id: RunId | None = None  # how the run that is resumed goes on; new runs get one of ours
 
@@ -133,13 +158,19 @@ class _Envelope(msgspec.Struct, frozen=True):
     id: int
     method: str
     params: msgspec.Raw = msgspec.Raw(b"{}")
+    type: Any = None
 
 
 class _Named(msgspec.Struct, frozen=True):
-    id: int | None = None
+    """What can be told of a frame that is otherwise wrong."""
+
+    id: Any = None
+    type: Any = None
+    method: Any = None
 
 
 _envelope: Final = msgspec.json.Decoder(_Envelope)
+_EVENT_TYPE: Final = re.compile(r"event|[A-Z_]{1,64}")
 
 
 def decode_command(frame: str | bytes) -> tuple[int, Command]:
@@ -150,8 +181,12 @@ def decode_command(frame: str | bytes) -> tuple[int, Command]:
     try:
         envelope = _envelope.decode(frame)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        named = _named(frame)
+        number = named.id if type(named.id) is int else None
+        _check_no_event(number, named.type, named.method)
         msg = f"this is no command: {error}"
-        raise WireError(msg, code="invalid_argument", id=_id_of(frame)) from None
+        raise WireError(msg, code="invalid_argument", id=number) from None
+    _check_no_event(envelope.id, envelope.type, envelope.method)
     kind = COMMANDS.get(envelope.method)
     if kind is None:
         msg = f"there is no command {envelope.method[:64]!r} (there is {', '.join(COMMANDS)})"
@@ -180,11 +215,31 @@ def check_command(command: Command) -> None:
         if len(command.resume) > 1:
             msg = "`resume` has one entry: one question of a thread is open at a time"
             raise ValueError(msg)
+        for message in command.input.messages:
+            check_characters("a message's id", message.id or "")
 
 
-def _id_of(frame: str) -> int | None:
-    """The id of a frame that is otherwise wrong, so that the client can tell which it was."""
+def _check_no_event(number: int | None, *names: object) -> None:
+    """Raise WireError for a frame that says of itself to be an event: runs say these, not clients.
+
+    AG-UI's types are in capitals, and no command of any vocabulary is; Agent Protocol's events
+    are of the type `event`.
+    """
+    for name in names:
+        if isinstance(name, str) and _EVENT_TYPE.fullmatch(name):
+            msg = "events are for runs to say; a client sends commands"
+            raise WireError(
+                msg,
+                code="invalid_argument",
+                id=number,
+                kind="event_injection",
+                resource=f"event {name}",
+            )
+
+
+def _named(frame: str) -> _Named:
+    """What a frame that is otherwise wrong says of itself, as far as it can be read."""
     try:
-        return msgspec.json.decode(frame, type=_Named).id
+        return msgspec.json.decode(frame, type=_Named)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
+        return _Named()

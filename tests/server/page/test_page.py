@@ -7,6 +7,7 @@ import signal
 from http import HTTPStatus
 from typing import Final
 
+import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from tests.server.page.conftest import PageServer
 
@@ -151,6 +152,20 @@ class TestAsking:
         thread = page.url.partition("#")[2]
         history = context.request.get(f"{page.url.partition('#')[0]}threads/{thread}/history")
         assert [state["metadata"]["status"] for state in history.json()] == ["cancelled"]
+
+    @pytest.mark.parametrize("how", ["mouse", "keyboard"])
+    def test_who_has_stopped_a_run_can_type_on(self, page: Page, how: str):
+        ask(page, "hang")
+        if how == "mouse":
+            stop_button(page).click()
+        else:
+            stop_button(page).press("Enter")
+        expect(page.get_by_label("Your message")).to_be_focused()
+        expect(turns(page, "stopped")).to_have_count(1)
+        expect(page.get_by_label("Your message")).to_be_focused()
+        page.keyboard.type("tokens=1 at once")
+        page.keyboard.press("Enter")
+        expect(turns(page, "done").locator(".asked")).to_contain_text("tokens=1 at once")
 
     def test_a_queued_second_question_is_answered_after_the_first(self, page: Page):
         ask(page, "tokens=120 delay_ms=20")
@@ -376,6 +391,16 @@ class TestThreads:
         expect(link).to_have_count(0)
         expect(page.get_by_role("heading", name="What would you like to know?")).to_be_visible()
         expect(other.get_by_role("alert")).to_have_text("This thread was deleted.")
+
+    def test_on_a_narrow_screen_what_came_of_a_tool_is_not_cut(self, page: Page):
+        page.set_viewport_size({"width": 380, "height": 700})
+        ask(page, 'tokens=1 tool=calculator:{"expression":"123456*7 + 123456*8 + 123456*9"}')
+        outcome = page.locator("details.tool .outcome")
+        expect(outcome).to_have_text("2962944")
+        assert outcome.evaluate("e => e.scrollWidth <= e.clientWidth"), "it is there whole"
+        gist = page.locator("details.tool .gist")
+        assert gist.evaluate("e => e.clientWidth") > 150, "so are its arguments, nearly"
+        assert page.evaluate("document.documentElement.scrollWidth") == 380
 
     def test_on_a_narrow_screen_the_list_is_a_drawer(self, page: Page):
         page.set_viewport_size({"width": 380, "height": 700})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import types
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from creche_server.scan import ProcessState, count_global_state
 NO_STATE = """\
     import dataclasses, enum, functools, logging, re, types, typing, pathlib, msgspec, pydantic
     import collections.abc, datetime, uuid
+    from urllib.parse import urlsplit
+    urlsplit("https://example.com/")  # keeps it, in a cache of its own
     A = 1; B = "a"; C = (1, ("a",)); D = frozenset({1}); E = None; F = b"a"; G = 1.5
     H = types.MappingProxyType({"a": (1,)})
     I = re.compile("a"); J = logging.getLogger("a"); K = typing.TypeVar("K"); L = dict[str, int]
@@ -140,3 +143,29 @@ def test_only_the_given_packages_count() -> None:
     }
     assert count_global_state(modules).names == ("creche.a.kept", "creche.kept")
     assert count_global_state(modules, ("other",)).names == ("other.creche.kept",)
+
+
+def test_each_package_is_told_with_or_without_state() -> None:
+    modules = {
+        "a": module("a", "kept = {}"),
+        "a.b": module("a.b", "kept = []"),
+        "c": module("c", "A = 1"),
+    }
+    found = count_global_state(modules, ("a", "c", "not_loaded"))
+    assert dict(found.by_package) == {"a": 2, "c": 0, "not_loaded": 0}
+
+
+def test_proxies_are_not_asked_whom_they_stand_for() -> None:
+    """Such as a framework's `request`, outside a request; and what is no module is passed over."""
+    made = module(
+        "creche.x",
+        """\
+        class Proxy:
+            __slots__ = ()
+            @property
+            def __class__(self): raise RuntimeError("outside of a request")
+        proxy = Proxy()
+        """,
+    )
+    modules: dict[str, Any] = {"creche.x": made, "creche.y": None, "creche.z": object()}
+    assert count_global_state(modules).names == ()

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.server.running import MISLEADING
 
 from creche_server.wire.commands import (
     COMMANDS,
@@ -70,11 +71,13 @@ class TestAGoodCommand:
         assert (command.assistant_id, command.multitask_strategy) == ("assistant", "enqueue")
         assert command.input.messages == (InputMessage("hello"),)
 
-    @given(st.text(), st.none() | st.text())
+    @given(
+        st.text(),
+        st.none() | st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=256),
+    )
     def test_keeps_the_words_and_the_id_of_a_message(self, words: str, name: str | None) -> None:
         try:
             words.encode()
-            (name or "").encode()
         except UnicodeEncodeError:
             return
         message = {"role": "user", "content": words, **({"id": name} if name else {})}
@@ -135,10 +138,17 @@ class TestABadCommand:
             ("run.start", {"input": {"messages": [{"role": "tool", "content": "x"}]}}),
             ("run.start", {"input": {"messages": [{"content": 5}]}}),
             ("run.start", {"input": {"messages": [{"content": [{"type": "image"}]}]}}),
+            *(
+                ("run.start", {"input": {"messages": [{"content": "x", "id": each}]}})
+                for each in ("", "x" * 257, *MISLEADING)
+            ),
             ("run.start", {**ASKED, "assistant_id": 5}),
             ("run.start", {**ASKED, "metadata": []}),
             ("run.start", {**ASKED, "multitask_strategy": "interrupt"}),
-            ("run.start", {**ASKED, "on_disconnect": "cancel"}),
+            ("run.start", {**ASKED, "on_disconnect": "stop"}),
+            ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": -1}),
+            ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": "1"}),
+            ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": 1e9}),
             ("run.cancel", {}),
             ("run.cancel", {"run_id": None}),
             ("run.cancel", {"run_id": "r", "wait": "yes"}),

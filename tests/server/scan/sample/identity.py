@@ -1,7 +1,7 @@
 """Identity that is looked up: CR011."""
 
 import threading
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from flask import g
 from quart import request
@@ -19,6 +19,10 @@ user = None
 class Vars:
     tenant = ContextVar("tenant")
 
+
+slot = ContextVar("slot")
+other_slot = ContextVar("other_slot")
+number = ContextVar("number")
 
 AT_IMPORT = current.get(None)
 
@@ -53,6 +57,26 @@ def of_the_framework():
 
 def is_told(user, run_id, request):
     return user, run_id, request.headers
+
+
+def sets(user_id, run, number_of):
+    slot.set(user_id)
+    other_slot.set(run.user_id)
+    number.set(number_of)
+
+
+def looks_up_what_was_set():
+    return slot.get(), other_slot.get()  # -> CR011 CR011
+
+
+def looks_up_by_other_means():
+    get = current.get  # -> CR011
+    by_item = copy_context()[current]  # -> CR011
+    return get(), by_item, copy_context().get(run_id)  # -> CR011
+
+
+def of_a_number():
+    return number.get(), copy_context()[number], {}.get(depth)
 
 
 def of_the_tree():

@@ -12,6 +12,7 @@ import re
 import sqlite3
 import threading
 import typing
+import weakref
 from collections import defaultdict
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +25,9 @@ import openai as ai
 import pydantic
 import sqlalchemy as sa
 import trio
+
+from . import writes
+from .writes import makes as makes_elsewhere
 
 if TYPE_CHECKING:
     SHAPES = {}
@@ -47,6 +51,7 @@ NUMBERS = itertools.count()  # -> CR001
 WORDS = "a b".split()  # -> CR001
 REPEATED = [0] * 3  # -> CR001
 KEYED = dict.fromkeys("ab")  # -> CR001
+TRANSLATED = str.maketrans("a", "b")  # -> CR001
 COPIED = {"a": 1}.copy()  # -> CR001
 SMALLEST, LARGEST = sorted((1, 2))
 HELD = (1, [2])  # -> CR001
@@ -94,6 +99,134 @@ FROM_FUNCTION = listed()  # -> CR001
 FROM_DECORATED = frozen()
 
 
+def bare():
+    return {}
+
+
+def built(names):
+    made = {}
+    made["a"] = names
+    return made
+
+
+def through():
+    return built(1)
+
+
+def generates():
+    yield 1
+
+
+def tupled():
+    made = []
+    made = tuple(made)
+    return made
+
+
+def copied(given):
+    return given
+
+
+def sums():
+    numbers = [1, 2]
+    return sum(numbers)
+
+
+def again():
+    return again()
+
+
+def shared():
+    return CACHE
+
+
+def closing():
+    kept = {}
+
+    def add(name):
+        kept[name] = 1
+
+    return add
+
+
+def counting():
+    count = 0
+
+    def add():
+        nonlocal count
+        count += 1
+        return count
+
+    return lambda: add()
+
+
+def limited(given):
+    lock = trio.Lock()
+
+    async def wait():
+        async with lock:
+            return given
+
+    return wait
+
+
+def adding(given):
+    def add(number):
+        total = []
+        total.append(number)
+        return given + sum(total)
+
+    return add
+
+
+def filling(registry):
+    def add(name):
+        registry[name] = 1
+
+    return add
+
+
+class Factory:
+    @staticmethod
+    def make():
+        return []
+
+
+FROM_BARE = bare()  # -> CR001
+FROM_BUILT = built(1)  # -> CR001
+FROM_THROUGH = through()  # -> CR001
+FROM_OTHER_MODULE = writes.makes()  # -> CR001
+FROM_ITS_NAME = makes_elsewhere()  # -> CR001
+FROM_STATIC = Factory.make()  # -> CR001
+FROM_LAMBDA = (lambda: {})()  # -> CR001
+FROM_GENERATOR = generates()  # -> CR001
+FROM_SHARED = shared()  # -> CR001
+FROM_CLOSING = closing()  # -> CR008
+FROM_COUNTING = counting()  # -> CR008
+FROM_LIMITED = limited(1)  # -> CR008
+NEXT_NUMBER = itertools.count().__next__  # -> CR001
+BOUND = functools.partial(print, [])  # -> CR001
+SECOND_NAME = CACHE  # -> CR001
+THIRD_NAME = SECOND_NAME  # -> CR001
+OF_OTHER_MODULE = writes.TOTALS  # -> CR001
+OF_A_CLASS = Factory.kinds
+make_list = list
+FROM_ALIAS = make_list()  # -> CR001
+GLUED = (CACHE, 1)  # -> CR001
+FROM_TUPLED = tupled()
+FROM_COPIED = copied(1)
+FROM_SUMS = sums()
+FROM_AGAIN = again()
+FROM_ADDING = adding(1)
+FROM_FILLING = filling(CACHE)
+FUNCTION = bare
+LATER = lambda: {}
+HOME = HERE_AGAIN = "a"
+SECOND_HOME = HOME
+SPREAD = MappingProxyType({**{"a": 1}, "b": 2})
+NAMED = "{}".format
+
+
 def counts():
     counts.calls += 1  # -> CR004
 
@@ -135,12 +268,19 @@ if __name__ == "__main__":
 # --- CR002
 
 
+FROZEN_EARLY = ()
+
+
 class Agent:
     history = []  # -> CR002
     memory: dict[str, str] = {}  # -> CR002
     shared: ClassVar[list[str]] = []  # -> CR002
     made = list()  # -> CR002
     pair = (1, {})  # -> CR002
+    from_function = bare()  # -> CR002
+    second_name = CACHE  # -> CR002
+    of_another = FROZEN_EARLY
+    from_closing = closing()  # -> CR008
     if history:
         more = []  # -> CR002
 
@@ -235,6 +375,29 @@ class Threadlike(dict):
     pass
 
 
+class HoldsOne:
+    def __init__(self):
+        self.registry = Registry()
+
+
+class HoldsClient:
+    def __init__(self):
+        self.client = acme.AcmeClient()
+
+
+class HoldsItself:
+    def __init__(self):
+        self.parent = HoldsItself()
+
+
+def make_quietly():
+    return Registry()
+
+
+def make_plain():
+    return Plain("a")
+
+
 def make_registry() -> "Registry":
     return Registry()
 
@@ -259,6 +422,12 @@ CHILD = Child()  # -> CR008
 DATA = Data()  # -> CR008
 DICTLIKE = Threadlike()  # -> CR008
 RETURNED = make_registry()  # -> CR008
+RETURNED_QUIETLY = make_quietly()  # -> CR008
+RETURNED_PLAIN = make_plain()
+SECOND_REGISTRY = REGISTRY  # -> CR008
+HOLDS_ONE = HoldsOne()  # -> CR008
+HOLDS_CLIENT = HoldsClient()  # -> CR008
+HOLDS_ITSELF = HoldsItself()
 TYPED: Registry = acme.find()  # -> CR008
 with open("x") as KEPT:  # -> CR008
     pass
@@ -274,4 +443,5 @@ PLAIN = Plain("a")
 FROZEN_DATA = FrozenData("a")
 MODEL_OF_DATA = Model()
 RED = Colour.RED
+BY_KEY = weakref.WeakKeyDictionary()  # -> CR001
 ROW = Row("a")
