@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from creche._audit import SecurityAudit
 from creche._audit_chain import AuditKind
-from creche._barrier import leaves
+from creche._barrier import causes
 from creche._context import UserExecutionContext
 from creche._errors import IsolationError
 
@@ -29,7 +29,7 @@ def note_mix_up(
     """
     if audit is None:
         return
-    for leaf in leaves(error):
+    for leaf in causes(error):  # also one that was raised again under another name
         if isinstance(leaf, IsolationError) and not leaf.noted:
             leaf.noted = True
             audit.record_nowait(

@@ -29,6 +29,20 @@ def split(error: BaseException) -> tuple[BaseException | None, BaseException | N
     return (error, None) if isinstance(error, passing) else (None, error)
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The leaves of an error, and what each was raised from or while handling, each once."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        for leaf in leaves(waiting.pop()):
+            if id(leaf) not in seen:
+                seen.add(id(leaf))
+                yield leaf
+                waiting.extend(
+                    each for each in (leaf.__cause__, leaf.__context__) if each is not None
+                )
+
+
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """The exceptions that a group is made of, however deep; one that is no group, itself."""
     if isinstance(error, BaseExceptionGroup):

@@ -23,7 +23,7 @@ from creche._failures import identity
 from creche._limits import Limits
 from creche._outcome import AbandonedThread, StopMeans, StoppedTool, tools_to_dict
 from creche._quotas import ToolShare
-from creche._redaction import redact_json, redact_text
+from creche._redaction import redact_text
 from creche._store import now
 from creche._tool_processes import Answer, ToolProcessError, call_in_process
 from creche._tool_threads import call_in_thread
@@ -231,12 +231,11 @@ class ToolCalls:
         )
 
     def _told(self, content: str) -> str:
-        """A result as it is told; what is too long is cut, but not before it is redacted."""
+        """A result as the model gets it: whole, but for what is too long. It is redacted later."""
         most = self._limits.tool_result_bytes
         if len(content) <= most // 4:  # bytes a character, at most
             return content
-        short = shortened(content, most)
-        return short if short is content else shortened(redact_json(content), most)
+        return shortened(content, most)
 
     async def _in_this_process(self, call: _Call, keywords: dict[str, Any]) -> Any:
         called = call.tool

@@ -257,6 +257,25 @@ async def test_a_mix_up_that_the_agent_swallows_is_recorded_once(
     assert record.count == 1
 
 
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_mix_up_that_is_raised_again_under_another_name_is_recorded_once(
+    named: bool,
+) -> None:
+    """What checks data alone has no audit to tell, so the boundary must see what is behind."""
+
+    async def main(run: RunContext) -> None:
+        try:
+            takes_bobs_connection(run)
+        except IsolationError as error:
+            if named:
+                raise RuntimeError("something went wrong") from error
+            raise RuntimeError("something went wrong")  # noqa: B904  what the test is about
+
+    outcome, [record] = await World(main).run()
+    assert outcome.status == "failed"
+    assert (record.kind, record.count) == ("connection_mismatch", 1)
+
+
 async def test_a_thousand_swallowed_mix_ups_are_two_records() -> None:
     async def main(run: RunContext) -> None:
         for _ in range(1000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from creche import redact_text, redact_value
-from creche._redaction import REDACTED, is_secret_key
+from creche._redaction import REDACTED, is_secret_key, redact_json
 
 SECRET_KEYS = (
     "password",
@@ -42,6 +43,8 @@ SECRET_KEYS = (
     "accessKeyId",
     "aws.access.key",
     "token2",
+    "APIkey",
+    "accesskey",
 )
 PLAIN_KEYS = (
     "author",
@@ -132,6 +135,19 @@ CREDENTIALS = (
     'bad body {"api_key": "hunter2"}',
     "no such key: sk-hunter2hunter2",
     "ghp_hunter2hunter2 is revoked",
+    "{'password_hash': 'hunter2'}",
+    "{'tokenValue': 'hunter2'}",
+    "{'x-auth-id': 'hunter2'}",
+    "{'api.key': 'hunter2'}",
+    "{'secret': {'v': ('hunter2', 'hunter2')}}",
+    "{'password': ['u', 'hunter2']}",
+    "client_secret_id: 'hunter2'",
+    r"'password': 'a\' hunter2'",
+    r"said \"access_token\":\"hunter2\" and left",
+    "dbpassword=hunter2;port=1",
+    "APIkey: hunter2",
+    "token='hunter2 that is not closed",
+    "secret=(1, {'a': 'hunter2', 'b': [hunter2",
 )
 
 
@@ -139,6 +155,53 @@ CREDENTIALS = (
 def test_a_credential_in_a_sentence_is_not_shown(text: str) -> None:
     assert "hunter2" not in redact_text(text)
     assert REDACTED in redact_text(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("{'password': 'x', 'port': 1}", "{'password': [redacted], 'port': 1}"),
+        ('Found: {"token": {"a": [1, "]"]}} in 3 ms', 'Found: {"token": [redacted]} in 3 ms'),
+        (r"'password': 'a\' b' tail", "'password': [redacted] tail"),
+        ("call(secret=(1, f(2)), user='ada')", "call(secret=[redacted], user='ada')"),
+        ("Authorization: Bearer abcdefgh, ok", "Authorization: Bearer [redacted], ok"),
+    ],
+)
+def test_what_follows_a_secret_stays(text: str, shown: str) -> None:
+    assert redact_text(text) == shown
+    assert redact_json(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"password": "x", "n": 1}', '{"password":"[redacted]","n":1}'),
+        (
+            r'{"body": "{\"access_token\":\"x\"}"}',
+            r'{"body":"{\"access_token\":\"[redacted]\"}"}',
+        ),
+        ("[\"{'token': 1}\"]", "[\"{'token': [redacted]}\"]"),
+        ("the token is missing", "the token is missing"),
+        ('{"author": "ada",  "n": 1}', '{"author": "ada",  "n": 1}'),
+        ("/home/ada is a path, not a secret", "/home/ada is a path, not a secret"),
+    ],
+)
+def test_a_result_is_looked_into_whatever_it_is(text: str, shown: str) -> None:
+    assert redact_json(text) == shown
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a", "ab=c ", "token: {", "\\", '"', "a.b-c_", "password:'", "token:\\'", "x:", "secret=["],
+)
+def test_a_long_text_takes_a_time_in_proportion(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text = piece * (size // len(piece))
+        begun = time.process_time()
+        redact_text(text)
+        return time.process_time() - begun
+
+    assert seconds(160_000) < 0.05 + 30 * seconds(16_000)
 
 
 @pytest.mark.parametrize(

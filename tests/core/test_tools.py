@@ -101,8 +101,8 @@ async def test_arguments_that_hold_themselves_are_a_failed_call_and_no_raise() -
         assert "have no JSON" in (await dispatcher.dispatch("add", circle)).content
 
 
-async def test_a_secret_is_taken_out_before_a_long_result_is_cut() -> None:
-    """Once the JSON is broken, nobody can tell which value belongs to which key."""
+async def test_a_secret_in_a_long_result_that_is_cut_is_not_shown() -> None:
+    """It is no JSON any more. The model gets what there is, as it is."""
 
     @tool
     def log_in() -> dict[str, str]:
@@ -112,7 +112,9 @@ async def test_a_secret_is_taken_out_before_a_long_result_is_cut() -> None:
     async with dispatching(log_in, limits=Limits(tool_result_bytes=500)) as (dispatcher, said):
         result = await dispatcher.dispatch("log_in", {})
     assert "[cut: " in result.content
-    assert "hunter" not in result.content + said()[-1].content
+    assert "hunter2" in result.content
+    assert "hunter" not in said()[-1].content
+    assert "[cut: " in said()[-1].content
 
 
 async def test_a_result_that_is_too_long_is_cut_and_says_so() -> None:
