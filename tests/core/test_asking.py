@@ -866,6 +866,28 @@ class TestSubagents:
             "SUBAGENT_STARTED",
         ]
 
+    async def test_one_that_is_wanted_meanwhile_begins_after_it(
+        self, autojump_clock: MockClock
+    ) -> None:
+        async def asks(run: RunContext) -> None:
+            async def later() -> None:
+                await trio.sleep(10)
+                await run.spawn("hello", "Go.", raises=True)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(later)
+                await run.ask(None, "Well?")
+
+        made = infrastructure(asks=asks)
+        async with parked(made) as (supervisor, run, question):
+            await trio.sleep(100)
+            await answer(supervisor, question, "yes")
+            assert (await run.ended()).status == "success"
+        log = await log_of(made.store)
+        check_log(log)
+        kinds = types_of(log)
+        assert kinds.index("SUBAGENT_STARTED") > kinds.index("RUN_FINISHED")
+
     async def test_a_sub_agent_that_asks_and_is_cancelled_alone_leaves_a_valid_log(
         self, autojump_clock: MockClock
     ) -> None:
