@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help serve test prove lint format bench bench-isolation lock clean FORCE
+.PHONY: help serve test prove lint format bench bench-isolation bench-admission lock clean FORCE
 
 PORT :=
 DATA :=
@@ -47,6 +47,9 @@ bench: .venv/dev.installed  ## what an event costs, beside a bare FastAPI server
 
 bench-isolation: .venv/dev.installed  ## what users wait for each other  (BENCH_ARGS="--users 10,100")
 	@exec .venv/bin/python benchmarks/isolation.py $(BENCH_ARGS)
+
+bench-admission: .venv/dev.installed  ## what a calm user waits while another floods  (BENCH_ARGS="--rounds 1")
+	@exec .venv/bin/python benchmarks/admission.py $(BENCH_ARGS)
 
 # server.txt begins as a copy of dev.txt, because uv prefers the pins that it finds: so the two
 # agree. Pins move only when pyproject.toml asks for it, or with LOCK_ARGS=--upgrade.

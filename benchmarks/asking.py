@@ -37,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
     limit_s: float  # of a round
     tokens: tuple[str, ...]  # a bearer token for each user
     core: int | None = None
+    pause_s: float = 0.2  # between rounds, so that each begins with an idle server
 
 
 class Waits(msgspec.Struct, frozen=True, tag=True):
@@ -112,7 +113,7 @@ def main() -> None:
     try:
         users.extend(User(n, plan.port, token, 0) for n, token in enumerate(plan.tokens))
         for number in range(plan.rounds):
-            time.sleep(0.2)  # so that a round begins with an idle server
+            time.sleep(plan.pause_s)
             waits = ask_all(users, plan, number + 2)
             sys.stdout.buffer.write(msgspec.json.encode(waits) + b"\n")
             sys.stdout.buffer.flush()

@@ -22,6 +22,7 @@ from creche import (
     Commit,
     FunctionCall,
     IdKind,
+    LogConflictError,
     Message,
     MessageId,
     NewThread,
@@ -39,6 +40,8 @@ from creche import (
     ToolMessage,
     UserId,
     UserMessage,
+    events,
+    open_journals,
 )
 
 ADA, BOB = UserId("ada"), UserId("bob")
@@ -215,6 +218,22 @@ class StoreContract:
         await store.commit([good])
         assert await store.runs(ADA, T1) == [record()]
 
+    async def test_of_two_journals_of_one_thread_the_one_that_is_behind_is_told(
+        self, store: Store
+    ) -> None:
+        """Its entries can never follow, so they are not tried for ever."""
+        async with open_journals(store) as one, open_journals(store) as other:
+            async with one.attached(ADA, T1) as ahead, other.attached(ADA, T1) as behind:
+                await ahead.propose(NewThread(title="", epoch=ahead.epoch))
+                ahead.append(events.Custom(name="ahead", value=1), barrier=True)
+                await ahead.committed(1)
+                behind.append(events.Custom(name="behind", value=1), barrier=True)
+                with pytest.raises(LogConflictError, match="share `journals`"):
+                    await behind.committed(1)
+                async with other.attached(ADA, T1) as anew:
+                    (entry,) = await anew.read(after=0)
+                assert b"ahead" in entry.data
+
     async def test_opening_a_thread_that_is_there_keeps_its_epoch_and_title(
         self,
         store: Store,
@@ -325,6 +344,66 @@ class StoreContract:
             found = await store.messages(ADA, T1, last_runs=last_runs)
             expected = [f"{verb} {run}" for run in runs for verb in ("asked", "answered")]
             assert [item.message.content for item in found] == expected, last_runs
+
+    async def test_what_a_run_that_is_rolled_back_said_is_no_part_of_the_thread(
+        self, store: Store
+    ) -> None:
+        """Whenever it is said: before the commit that says so, in it, or after it."""
+        for minute, run in enumerate(("run-a", "run-b", "run-c")):
+            messages = (said(run, f"asked {run}"),)
+            await store.commit([commit(new_runs=(record(run, minute=minute),), messages=messages)])
+        before = await store.thread(ADA, T1)
+        await store.commit(
+            [
+                commit(
+                    opens=None,
+                    new_runs=(record("run-d", minute=3), record("run-e", minute=4)),
+                    messages=(said("run-d", "asked run-d"), said("run-e", "asked run-e")),
+                    rolls_back=(RunId("run-b"), RunId("run-d"), RunId("run-absent")),
+                    chunk=chunk(1, 2),
+                )
+            ]
+        )
+        ended = record("run-b", "cancelled", minute=1, first_seq=1, last_seq=2)
+        last_words = (said("run-b", "answered run-b"), said("run-e", "answered run-e"))
+        await store.commit([commit(opens=None, runs=(ended,), messages=last_words)])
+
+        async def texts(last_runs: int | None = None) -> list[Any]:
+            stored = await store.messages(ADA, T1, last_runs=last_runs)
+            return [item.message.content for item in stored]
+
+        left = ["asked run-a", "asked run-c", "asked run-e", "answered run-e"]
+        assert await texts() == left
+        assert await texts(1) == left[2:]
+        assert await texts(2) == left[1:], "those that are gone do not count"
+        assert await texts(3) == left
+        for word, found in (("run-b", 0), ("run-d", 0), ("run-e", 2)):
+            assert len(await store.search_messages(ADA, word, limit=9)) == found, word
+        marks = {run.run_id: run.rolled_back for run in await store.runs(ADA, T1)}
+        assert [run for run, mark in marks.items() if mark] == ["run-b", "run-d"]
+        kept = await store.run(ADA, RunId("run-b"))
+        assert kept is not None
+        assert (kept.status, kept.last_seq, kept.rolled_back) == ("cancelled", 2, True)
+        assert await store.chunks(ADA, T1, after=0, limit=9) == [chunk(1, 2)], "the log keeps all"
+        after = await store.thread(ADA, T1)
+        assert before is not None
+        assert after is not None
+        assert (before.runs, after.runs) == (3, 5)
+
+    async def test_a_commit_that_fails_rolls_nothing_back(self, store: Store) -> None:
+        for user in (ADA, BOB):
+            await store.commit(
+                [commit(user, new_runs=(record(user=user),), messages=(said("run-a", "word"),))]
+            )
+        taken = commit(opens=None, new_runs=(record(),), rolls_back=(RunId("run-a"),))
+        with pytest.raises(Exception):  # noqa: B017, PT011  whatever the medium raises
+            await store.commit([taken])
+        assert len(await store.messages(ADA, T1)) == 1
+        await store.commit([commit(thread=T2, rolls_back=(RunId("run-a"),))])
+        assert len(await store.messages(ADA, T1)) == 1, "it is on another thread"
+        await store.commit([commit(opens=None, rolls_back=(RunId("run-a"),))])
+        assert await store.messages(ADA, T1) == []
+        assert len(await store.messages(BOB, T1)) == 1, "it is another user's of that id"
 
     async def test_the_log_is_read_from_the_chunk_that_holds_the_next_entry(
         self,

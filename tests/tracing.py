@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import cast
 
 from creche import Span, SpanEnd, SpanStart
@@ -16,13 +17,13 @@ class Told:
     parent: Told | None
     ended: SpanEnd | None = None
     ends: int = 0  # how often it was ended
-    breaks: bool = False  # raises when it is to end
+    breaks: Callable[[], BaseException] | None = None  # what it raises when it is to end
 
     def end(self, ended: SpanEnd) -> None:
         self.ends += 1
         self.ended = ended
-        if self.breaks:
-            raise OSError("cannot end")
+        if self.breaks is not None:
+            raise self.breaks()
 
     @property
     def depth(self) -> int:

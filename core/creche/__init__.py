@@ -5,6 +5,7 @@ what it works with (models, tools, agents); what owns it (`open_supervisor`).
 """
 
 from creche import _events as events
+from creche._admission import Weight
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._approval import Approval, ApprovalRequest, Approver
 from creche._asking import interrupt_of
@@ -38,12 +39,14 @@ from creche._context import (
     new_id,
 )
 from creche._dispatcher import ToolDispatcher
+from creche._double_texting import MultitaskStrategy
 from creche._emitter import EventEmitter, SubagentEmitter
 from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
     AnswerRefusedError,
     AuditTamperedError,
     AuditUnavailableError,
+    BusyError,
     CommitInDoubtError,
     ConnectionMismatchError,
     CrecheError,
@@ -53,6 +56,7 @@ from creche._errors import (
     InvalidContextError,
     IsolationError,
     LimitExceededError,
+    LogConflictError,
     ModelError,
     NoSuchQuestionError,
     QuestionClosedError,
@@ -98,6 +102,7 @@ from creche._recovery import end_lost_runs
 from creche._redaction import redact_text, redact_value
 from creche._run import Run
 from creche._run_context import RunContext
+from creche._run_tree import ActivityNode, RunTree, TaskNode
 from creche._statistics import RunStatistics
 from creche._steps import Step, SubagentResult
 from creche._store import (
@@ -123,6 +128,7 @@ from creche._tracing import Span, SpanEnd, SpanStart, Tracer
 
 __all__ = [
     "AbandonedThread",
+    "ActivityNode",
     "Agent",
     "AgentClassRegistry",
     "AgentDescription",
@@ -140,6 +146,7 @@ __all__ = [
     "AuditSink",
     "AuditTamperedError",
     "AuditUnavailableError",
+    "BusyError",
     "CancelReason",
     "Chunk",
     "Commit",
@@ -167,6 +174,7 @@ __all__ = [
     "Kept",
     "LimitExceededError",
     "Limits",
+    "LogConflictError",
     "MemorySink",
     "MemoryStore",
     "Message",
@@ -175,6 +183,7 @@ __all__ = [
     "ModelAgent",
     "ModelError",
     "ModelPart",
+    "MultitaskStrategy",
     "NamesAgent",
     "NewThread",
     "NoSuchQuestionError",
@@ -192,6 +201,7 @@ __all__ = [
     "RunRecord",
     "RunStatistics",
     "RunStatus",
+    "RunTree",
     "SecurityAudit",
     "Span",
     "SpanEnd",
@@ -208,6 +218,7 @@ __all__ = [
     "SubagentResult",
     "Supervisor",
     "SystemMessage",
+    "TaskNode",
     "TextDelta",
     "ThreadDeletedError",
     "ThreadId",
@@ -234,6 +245,7 @@ __all__ = [
     "UserId",
     "UserMessage",
     "Verification",
+    "Weight",
     "allow_every_tool",
     "assert_isolated",
     "check_characters",

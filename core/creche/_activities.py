@@ -19,6 +19,8 @@ class Activity:
     kind: ActivityKind
     name: str
     since: float  # trio time
+    task: trio.lowlevel.Task = dataclasses.field(repr=False)  # whose block it is
+    nurseries: int  # that this task had open when it began; those after them are inside it
 
 
 class Activities:
@@ -30,7 +32,8 @@ class Activities:
     @contextlib.contextmanager
     def during(self, kind: ActivityKind, name: str) -> Iterator[Activity]:
         """It is under way inside this block."""
-        activity = Activity(kind, name, trio.current_time())
+        task = trio.lowlevel.current_task()
+        activity = Activity(kind, name, trio.current_time(), task, len(task.child_nurseries))
         self._under_way[activity] = None
         try:
             yield activity

@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, cast, runtime_checkable
 
 import trio
 
-from creche._class_guard import ClassGuard
+from creche._agent_instances import check_makes_anew, make_instance
+from creche._class_guard import ClassGuard, ClassWatch
 from creche._context import MessageId, new_id
 from creche._emitter import new_tool_call_id
 from creche._errors import RunError, UnknownAgentError
@@ -25,7 +26,7 @@ from creche._messages import (
 from creche._models import TextDelta, ToolCallRequest
 from creche._owned import OwnedWalk, advice, classes_of, faults
 from creche._run_context import RunContext
-from creche._tools import Tool, ToolResult, check_names
+from creche._tools import Tool, ToolResult, check_names, names_in, tools_or_names_in
 
 
 @runtime_checkable
@@ -85,9 +86,10 @@ class AgentClassRegistry:
     ) -> None:
         """Make a class known by a name.
 
-        Raises TypeError for what is no agent class, and for one with a class attribute that runs
-        could change for each other; ValueError for a blank or taken name, and for two tools of one
-        name; RuntimeError once frozen.
+        Raises TypeError for what is no agent class, for one with a class attribute that runs could
+        change for each other, for one whose `__new__` could hand them the same instance, and for
+        what is no tool or no list of them; ValueError for a blank or taken name, and for two tools
+        of one name; RuntimeError once frozen.
         """
         if self._frozen:
             msg = f"the registry is frozen: register {name!r} before anything runs"
@@ -98,10 +100,13 @@ class AgentClassRegistry:
         if name in self._agents:
             msg = f"an agent named {name!r} is registered already"
             raise ValueError(msg)
-        check_names(requires, f"`requires` of agent {name!r}")
-        tools: Sequence[Tool | str] = getattr(agent_class, "tools", ())
+        where = f"agent {name!r}"
+        required = names_in(requires, where, "requires")
+        check_names(required, f"`requires` of {where}")
+        tools = tools_or_names_in(getattr(agent_class, "tools", ()), where)
+        names_in(getattr(agent_class, "tool_sources", ()), where, "tool_sources")
         names = (tool if isinstance(tool, str) else tool.name for tool in tools)
-        check_names(names, f"agent {name!r}")
+        check_names(names, where)
         self._guards_of[name] = self._guard(check_agent_class(name, agent_class))
         named = [tool for tool in tools if isinstance(tool, str)]
         self._agents[name] = AgentDescription(
@@ -109,7 +114,7 @@ class AgentClassRegistry:
             agent_class=agent_class,
             description=description or inspect.cleandoc(agent_class.__doc__ or ""),
             version=version,
-            requires=tuple(dict.fromkeys([*requires, *named])),
+            requires=tuple(dict.fromkeys([*required, *named])),
         )
 
     def _guard(self, owned: Sequence[Sequence[tuple[str, object]]]) -> tuple[ClassGuard, ...]:
@@ -143,13 +148,37 @@ class AgentClassRegistry:
         """What notices writes to the classes that this agent is made of. Raises as `describe`."""
         return self._guards_of[self.describe(name).name]
 
+    def make(self, name: str, watch: ClassWatch | None = None) -> Agent:
+        """A new instance, once what was written to its class since registration is put back.
+
+        `watch` is that of the run which the instance belongs to. Freezes the registry. Raises
+        UnknownAgentError.
+        """
+        self.freeze()
+        described, guards = self.describe(name), self.guards_of(name)
+        if watch is not None:
+            watch.begin(guards)
+        else:
+            for guard in guards:
+                guard.check()
+        return make_instance(described.agent_class)
+
     def missing_requirements(self, provided: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Which agents want tools that are not among those provided; empty when all is well."""
-        missing = {
-            name: tuple(tool for tool in agent.requires if tool not in provided)
+        return {
+            name: missing
             for name, agent in self._agents.items()
+            if (missing := tuple(tool for tool in agent.requires if tool not in provided))
         }
-        return {name: tools for name, tools in missing.items() if tools}
+
+    def check_provided(self, tools: Sequence[str], tool_sources: Sequence[str]) -> None:
+        """Raise ValueError if an agent wants a tool, or a source, that is not among these names."""
+        for name, missing in self.missing_requirements(tools).items():
+            _refuse_missing(name, "tool", missing, tools)
+        for name, agent in self._agents.items():
+            absent = tuple(each for each in agent.tool_sources if each not in tool_sources)
+            if absent:
+                _refuse_missing(name, "tool source", absent, tool_sources)
 
     def __contains__(self, name: object) -> bool:
         return name in self._agents
@@ -161,12 +190,23 @@ class AgentClassRegistry:
         return len(self._agents)
 
 
+def _refuse_missing(
+    agent: str, what: str, missing: Sequence[str], provided: Sequence[str]
+) -> NoReturn:
+    wanted = f"{what} {missing[0]!r}, which is"
+    if len(missing) > 1:
+        wanted = f"{what}s {', '.join(map(repr, missing))}, which are"
+    msg = f"agent {agent!r} wants the {wanted} not there (there is {', '.join(provided) or 'none'})"
+    raise ValueError(msg)
+
+
 def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, object], ...], ...]:
     """Raise TypeError unless this is an agent class that no run can leave something behind in.
 
     Refused is what its runs could change for each other, wherever its class, bases, metaclass,
     nested classes and methods keep it: in attributes (of a method, too), default values, caches,
-    and in what methods and their decorators close over. What the class names in `shared` is its
+    and in what methods and their decorators close over; and a `__new__`, or a metaclass's
+    `__call__`, that could hand two runs one instance. What the class names in `shared` is its
     maker's business, as is what a tool closes over that is no container. So are the globals that
     its methods name: `creche scan` looks at these, in their module's source.
 
@@ -179,6 +219,7 @@ def check_agent_class(name: str, agent_class: object) -> tuple[tuple[tuple[str, 
         msg = f"agent {name!r}: {agent_class.__name__} needs `async def run(self, run)`"
         raise TypeError(msg)
     _check_calls(name, agent_class)
+    check_makes_anew(name, agent_class)
     roots = classes_of(agent_class)
     walk = OwnedWalk(roots, shared=_shared_by(name, agent_class), stops=(Tool,))
     # What bases own is met before what is made of them, so that each thing is its first owner's.

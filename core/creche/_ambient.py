@@ -36,3 +36,9 @@ def look_around(wanted: str) -> Surroundings:
         msg = f"pass {wanted}, or open creche.compat.open_infrastructure(...) around the call"
         raise CrecheError(msg)
     return found
+
+
+def around_of(infrastructure: object) -> Surroundings | None:
+    """What is around this call, if it is that infrastructure's: for who was passed it by hand."""
+    found = surroundings.get()
+    return found if found is not None and found.infrastructure is infrastructure else None

@@ -29,6 +29,7 @@ from creche._audit_chain import (
 )
 from creche._audit_folding import Draft, Key, Window, key_of, shown
 from creche._audit_sinks import AuditQuery, AuditSink
+from creche._background import check_on_trio
 from creche._errors import AuditTamperedError, AuditUnavailableError
 
 _log: Final = logging.getLogger("creche.audit")
@@ -235,6 +236,7 @@ async def open_audit(
     is away, said to be lost in the log. Raises AuditTamperedError if the end of what is kept is
     not as it was left, AuditUnavailableError if the sink cannot be read or written.
     """
+    check_on_trio()
     try:
         head = await _resumed(sink, key)
     except OSError as error:

@@ -191,7 +191,9 @@ def verify(
             return Verification(records=count, unanchored=unanchored, flaws=tuple(flaws[:most]))
         count += 1
         if record is None:
-            flaws.append(Flaw(expected, "unreadable", f"what stands for record {expected} is none"))
+            flaws.append(
+                Flaw(expected, "unreadable", f"where record {expected} should be there is none")
+            )
             expected, previous = expected + 1, ""
             continue
         seq = record.seq

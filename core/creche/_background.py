@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from creche._errors import CrecheError
+
 
 @contextlib.asynccontextmanager
 async def open_background() -> AsyncIterator[trio.Nursery]:
@@ -15,8 +17,11 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
     That there is a nursery is our business: who writes `except ValueError` around one of our
     blocks must catch the ValueError of its body. What fails in the background comes as a group.
 
+    Raises CrecheError where Trio does not run: each block of ours that lives comes by here.
+
     Resource handling: the body ends what it started before it ends itself, as with any nursery.
     """
+    check_on_trio()
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -30,3 +35,10 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
         raise group.derive([failure, *group.exceptions]) from None
     if failure is not None:
         raise failure
+
+
+def check_on_trio() -> None:
+    """Raise CrecheError under asyncio, where Trio's own words would be of its insides."""
+    if not trio.lowlevel.in_trio_task():
+        msg = "creche needs Trio: run it by trio.run(main), not asyncio.run(main())"
+        raise CrecheError(msg)

@@ -5,18 +5,24 @@ before an instance is made, so that no later run sees what an earlier one left t
 run ends. Who wrote cannot be known while several runs of the class are alive; each of them may
 also have read what another wrote. So all of these fail, and none that begins later.
 
-Compared are class attributes, the attributes of functions (their code and default values, too),
-and the variables that these close over. A variable belongs to the function around the class, as
-well, which may set it later: while no run of the class is alive, it is taken as it is.
+Compared are class attributes and annotations, those of functions (their code, names and default
+values, too), what hangs on members of enums, and the variables that these close over. A variable
+belongs to the function around the class, as well, which may set it later: while no run of the
+class is alive, it is taken as it is.
+
+What a run writes and puts back before it ends is not seen, though runs that were alive meanwhile
+may have read it: things are compared at the beginning and at the end of a run, and not between.
+`creche scan` finds such a write, `type(self).x = …`, in the source.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, starmap
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from types import CellType, FunctionType, MappingProxyType
 from typing import Any, Final, NamedTuple, cast
 
@@ -27,9 +33,14 @@ from creche._owned import is_written_late
 _log: Final = logging.getLogger("creche.isolation")
 
 # What can be written to them, beside what is in their dicts; a function's may be replaced, too.
-# A function's name and annotations are let be: they cost more to look at than they could carry.
 _OF_CLASSES: Final = ("__name__", "__qualname__", "__bases__", "__class__")
-_OF_FUNCTIONS: Final = ("__code__", "__defaults__", "__kwdefaults__", "__dict__", "__doc__")
+_OF_FUNCTIONS: Final = (
+    *("__code__", "__defaults__", "__kwdefaults__", "__dict__", "__doc__"),
+    *("__name__", "__qualname__", "__module__"),
+    *(("__type_params__",) if sys.version_info >= (3, 12) else ()),
+    # Later, the first look at annotations runs code, which may fail.
+    *(("__annotate__",) if sys.version_info >= (3, 14) else ("__annotations__",)),
+)
 
 _IMMUTABLE: Final = 1 << 8  # CPython's flag on a class, Py_TPFLAGS_IMMUTABLETYPE
 
@@ -56,15 +67,15 @@ class _Names(NamedTuple):
     def changes(self) -> Iterator[_Change]:
         for name in {*self.now, *self.was}:
             was, now = self.was.get(name, EMPTY), self.now.get(name, EMPTY)
-            if was is now or self._may_change(name):
+            if was is now or self._may_change(name, was, now):
                 continue
             yield _Change(f"{self.path}.{name}", functools.partial(self._put, name, was))
 
-    def _may_change(self, name: str) -> bool:
+    def _may_change(self, name: str, was: object, now: object) -> bool:
         if isinstance(self.owner, type):
-            return is_written_late(self.owner, name)
-        # What an object works out from itself it may keep.
-        return isinstance(getattr(type(self.owner), name, None), functools.cached_property)
+            return is_written_late(self.was, name, was=was, now=now)
+        # What `~` of a flag is, Python notes when it is first asked.
+        return name == "_inverted_" and was is EMPTY and type(now) is type(self.owner)
 
     def _put(self, name: str, value: object) -> None:
         if isinstance(self.owner, type):
@@ -76,7 +87,7 @@ class _Names(NamedTuple):
             return
         names = cast("dict[str, Any]", self.now)
         if value is EMPTY:
-            del names[name]
+            names.pop(name, None)  # two functions may have one dict
         else:
             names[name] = value
 
@@ -110,6 +121,10 @@ class ClassGuard:
             tuple(map(_classes_now, self._classes)),
             tuple(map(_functions_now, self._functions)),
         )
+        for each in self._classes:
+            # Python adds it at the first look, and then nothing more is to be added.
+            if sys.version_info < (3, 14):
+                type.__dict__["__annotations__"].__get__(each)  # noqa: RUF063  a look, and past the metaclass
         self._names = tuple(chain.from_iterable(starmap(_names_of, self._owned)))
         self.alive = 0  # runs that have begun and not ended
         self.breaches = 0  # how often it was found changed, and put back
@@ -120,16 +135,16 @@ class ClassGuard:
         """Of the class whose it is."""
         return self._owned[0][0].partition(".")[0]
 
-    def check(self) -> None:
-        """Count a breach, log it and put things back, if they are not as they were."""
+    def check(self) -> str:
+        """Count a breach and put things back, if they are not as they were; says which."""
         # All in C: this is done at the beginning and at the end of each run.
         if (
             not any(self._empty)
             and tuple(map(len, self._values)) == self._lengths
             and all(map(is_, self._now(), self._noted))
         ):
-            return
-        written = sorted(self._changes())
+            return ""
+        written = sorted(self._changes(), key=itemgetter(0))
         for _, undo in written:
             undo()
         # The order may be another now, and Python may have added what is its own.
@@ -137,8 +152,7 @@ class ClassGuard:
         self._note()
         if written:
             self.breaches += 1
-            paths = ", ".join(path for path, _ in written)
-            _log.error("a run wrote to its agent's class, which was put back: %s", paths)
+        return ", ".join(path for path, _ in written)
 
     def _note(self) -> None:
         """Write down what there is, for `check` to compare it quickly."""
@@ -183,26 +197,32 @@ def _names_of(path: str, item: object) -> Iterator[_Names]:
     found: dict[str, Any] = {"": getattr(item, "__dict__", None)}
     if isinstance(item, FunctionType):
         found[".__kwdefaults__"] = item.__kwdefaults__
+    if isinstance(item, FunctionType) and sys.version_info < (3, 14):
+        found[".__annotations__"] = item.__annotations__
+    elif isinstance(item, type):
+        found[".__annotations__"] = vars(item).get("__annotations__")
     elif isinstance(item, functools.partial):
         found[".keywords"] = item.keywords
     for step, names in found.items():
         if isinstance(names, (dict, MappingProxyType)):
             live = cast("Mapping[str, Any]", names)
-            yield _Names(path + step, item, live, MappingProxyType(dict(live)))
+            yield _Names(path + step, live if step else item, live, MappingProxyType(dict(live)))
 
 
 class ClassWatch:
     """One run's eye on the classes that it makes instances of."""
 
-    __slots__ = ("_seen",)
+    __slots__ = ("_identity", "_seen")
 
-    def __init__(self) -> None:
+    def __init__(self, identity: Mapping[str, str] | None = None) -> None:
+        self._identity = dict(identity or {})  # whose its log lines are
         self._seen: dict[ClassGuard, int] = {}  # {guard: its breaches when this run first came}
 
     def begin(self, guards: Iterable[ClassGuard]) -> None:
         """An instance is about to be made: the class is as it was registered."""
         for guard in guards:
-            guard.check()
+            if written := guard.check():
+                self._log("before a run began, its agent's class was put back: %s", written)
             if guard not in self._seen:
                 guard.alive += 1
                 self._seen[guard] = guard.breaches
@@ -211,7 +231,10 @@ class ClassWatch:
         """The run's agents have ended: why it failed, if one of their classes was written to."""
         violated: list[str] = []
         for guard, breaches in self._seen.items():
-            guard.check()
+            if written := guard.check():
+                self._log("a run wrote to its agent's class, which was put back: %s", written)
+            elif guard.breaches != breaches:
+                self._log("while a run was alive, its agent's class was written to: %s", guard.name)
             if guard.breaches != breaches:
                 violated.append(guard.name)
             guard.alive -= 1
@@ -223,3 +246,6 @@ class ClassWatch:
             "share. It was put back; keep what belongs to a run on `self`.",
             classes=violated,
         )
+
+    def _log(self, words: str, what: str) -> None:
+        _log.error(words, what, extra=self._identity)

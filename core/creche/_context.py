@@ -13,10 +13,11 @@ import enum
 import hashlib
 import unicodedata
 import uuid
+import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import ContextVar
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from types import MappingProxyType
 from typing import Any, Final, NewType, cast
 
@@ -79,11 +80,25 @@ _MISLEADING: Final = MappingProxyType(
         "Zp": "paragraph separators",
     },
 )
-# Whatever cannot be changed. An object of any other kind could be shared by two runs.
-_PLAIN: Final = (
-    *(str, int, float, complex, bytes, type(None), date, time, timedelta),
-    *(decimal.Decimal, uuid.UUID, enum.Enum),
+# How one of a subclass becomes a plain one, whatever its own methods say.
+_EXACT: Final[Mapping[type, Callable[[Any], Any]]] = MappingProxyType(
+    {
+        str: str.__str__,
+        int: int.__int__,
+        float: float.__float__,
+        bytes: lambda value: bytes(memoryview(value)),
+        bytearray: lambda value: bytes(memoryview(value)),
+    }
 )
+# Whatever cannot be changed: exactly these types, for things can be hung on one of a subclass,
+# and it may lie about what it is equal to. An object of any other kind could be shared by runs.
+_PLAIN: Final = frozenset(
+    {
+        *(bool, complex, type(None), date, datetime, time, timedelta),
+        *(decimal.Decimal, uuid.UUID),
+    }
+)
+_TIME_ZONES: Final = frozenset({type(None), timezone, zoneinfo.ZoneInfo})
 
 
 def new_id() -> str:
@@ -114,13 +129,14 @@ def _owner_mark(nonce: str, user_id: UserId) -> str:
 
 
 def _checked_text(field: str, value: object) -> str:
-    """Return `value` if it is a word or a line that can be shown anywhere.
+    """Return `value`, as an exact `str`, if it is a word or a line that can be shown anywhere.
 
     Raises InvalidContextError, as `check_id` does.
     """
-    if not isinstance(value, str):
+    if not issubclass(type(value), str):
         msg = f"{field} must be a string, not {type(value).__name__}"
         raise InvalidContextError(msg)
+    value = str.__str__(cast("str", value))  # before it is looked at: a subclass may lie
     if not value.strip():
         msg = f"{field} must not be blank"
         raise InvalidContextError(msg)
@@ -133,6 +149,8 @@ def _checked_text(field: str, value: object) -> str:
 
 def check_id(field: str, value: object) -> str:
     """Return `value` if it may serve as the id called `field` (`"user_id"`, `"run_id"`, ...).
+
+    What is returned is an exact `str`, whatever subclass of it was passed.
 
     Raises InvalidContextError, which names the field and the rule but never the value.
     """
@@ -162,37 +180,52 @@ def check_characters(field: str, value: str) -> None:
 
 
 def frozen(value: Any) -> Any:
-    """A deep copy of JSON-like data that nobody can change."""
+    """A deep copy of JSON-like data that nobody can change, of exact built-in types.
+
+    A member of an enum becomes its value; text, bytes and numbers of a subclass become plain ones.
+    Raises InvalidContextError for what is no plain data.
+    """
+    if isinstance(value, enum.Enum):
+        return frozen(value.value)
+    for plain, exact in _EXACT.items():
+        if issubclass(type(value), plain) and type(value) is not bool:
+            return exact(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
-        return MappingProxyType({str(key): frozen(item) for key, item in items})
+        return MappingProxyType({_exact_key(key): frozen(item) for key, item in items})
     if isinstance(value, (list, tuple)):
         return tuple(map(frozen, cast("Sequence[Any]", value)))
-    if isinstance(value, bytearray):
-        return bytes(value)
     if isinstance(value, (set, frozenset)):
         return frozenset(map(frozen, cast("AbstractSet[Any]", value)))
-    hung_on = getattr(value, "__dict__", None) and not isinstance(value, enum.Enum)
-    if hung_on or not isinstance(value, _PLAIN):
+    _check_plain(value, _PLAIN)
+    _check_plain(getattr(value, "tzinfo", None), _TIME_ZONES)
+    return cast("object", value)
+
+
+def _check_plain(value: object, allowed: AbstractSet[object]) -> None:
+    if type(value) not in allowed:
         msg = f"metadata must be plain data, and has a {type(value).__qualname__}"
         raise InvalidContextError(msg)
-    return value
+
+
+def _exact_key(key: object) -> str:
+    # What `__str__` returns may be of a subclass, too.
+    return str.__str__(cast("str", key) if issubclass(type(key), str) else str(key))
 
 
 def _checked_metadata(metadata: object) -> Mapping[str, Any]:
     if not isinstance(metadata, Mapping):
         msg = f"metadata must be a mapping, not {type(metadata).__name__}"
         raise InvalidContextError(msg)
-    keys = [str(key) for key in cast("Mapping[Any, Any]", metadata)]
-    reserved = sorted(key for key in keys if key in _RESERVED_METADATA)
-    if reserved:
-        msg = f"metadata must not carry the reserved keys {', '.join(reserved)}"
-        raise InvalidContextError(msg)
     try:
         copied: Mapping[str, Any] = frozen(cast("Mapping[Any, Any]", metadata))
     except RecursionError:
         msg = "metadata is nested too deep"
         raise InvalidContextError(msg) from None
+    reserved = sorted(_RESERVED_METADATA.intersection(copied))
+    if reserved:
+        msg = f"metadata must not carry the reserved keys {', '.join(reserved)}"
+        raise InvalidContextError(msg)
     return copied
 
 
@@ -248,7 +281,7 @@ class UserExecutionContext:
         InvalidContextError for an operation that is no text, blank, longer than 256 characters or
         has control characters, for a reserved key, and below `MAX_DEPTH` levels.
         """
-        _checked_text("operation", operation)
+        operation = _checked_text("operation", operation)
         if self.depth >= MAX_DEPTH:
             msg = f"a context has at most {MAX_DEPTH} levels of children"
             raise InvalidContextError(msg)
@@ -282,7 +315,7 @@ class UserExecutionContext:
         Raises InvalidContextError for an id that `new_connection_id` did not make, and if there
         is a connection already; one of its kinds, ConnectionMismatchError, for another user's.
         """
-        check_id("connection_id", connection_id)
+        connection_id = ConnectionId(check_id("connection_id", connection_id))
         if not is_connection_of(connection_id, self.user_id):
             msg = "connection_id is not of a connection of this user's"
             raise ConnectionMismatchError(msg, user=self.user_id)

@@ -12,7 +12,7 @@ import trio
 
 from creche import _events as events
 from creche._activities import Activities
-from creche._ambient import look_around, surroundings
+from creche._ambient import around_of, look_around, surroundings
 from creche._approval import Approver
 from creche._audit import SecurityAudit
 from creche._context import MessageId, ToolCallId, UserExecutionContext, logged_as, new_id
@@ -23,12 +23,13 @@ from creche._limits import Limits
 from creche._models import ToolSpec
 from creche._outcome import AbandonedThread
 from creche._own_log import open_own_log
+from creche._programs import Programs
 from creche._quotas import ToolQuotas, ToolShare
 from creche._redaction import printable
 from creche._store import now
 from creche._tool_calls import ToolCalls, ToolPolicy, ToolTally, allow_every_tool
 from creche._tool_sources import ToolSource, open_tool_sources
-from creche._tools import Tool, ToolResult, failure
+from creche._tools import Tool, ToolResult, failure, tools_in
 from creche._tracing import OTHER, SpanEnd, Spans, Tracer
 
 _WANTED: Final = "tools= or infrastructure="
@@ -70,14 +71,26 @@ class ToolDispatcher:
         activities: Activities | None = None,
         spans: Spans | None = None,
     ) -> None:
+        """Raises IsolationError, which is audited, if `emitter` is not of the context's run."""
+        emitter.check_speaks_for(context, "make a dispatcher")
         self._tally = tally or ToolTally()
         self._activities = activities or Activities()
         self._spans = spans or Spans.of_run(None, context)
+        self.programs = Programs(
+            context,
+            limits,
+            share=share,
+            activities=self._activities,
+            audit=audit,
+            killed=self._tally.killed.append,
+            outlived=self._tally.abandon,
+        )
         self._calls = ToolCalls(
             context,
             tools,
             limits,
             share=share,
+            programs=self.programs,
             policy=policy,
             approver=approver,
             audit=audit,
@@ -107,6 +120,7 @@ class ToolDispatcher:
         tool_sources: Mapping[str, ToolSource] | None = None,
         limits: Limits | None = None,
         quotas: ToolQuotas | None = None,
+        tally: ToolTally | None = None,
     ) -> AsyncIterator[ToolDispatcher]:
         """A dispatcher without an engine or a supervisor, for as long as the block.
 
@@ -115,6 +129,7 @@ class ToolDispatcher:
         `compat.open_infrastructure` has opened around; without either all tools are allowed, and
         nobody can approve. The user's rate and threads are counted for this block alone, unless
         it is given `quotas` (or there are some around): these have the limits they were made with.
+        A run that has several blocks passes the same `tally` to each, to have one budget.
 
         `tool_sources` are opened for the block, and closed with it. An infrastructure's are not
         opened by themselves, since each may take seconds: pass those that are wanted.
@@ -127,24 +142,28 @@ class ToolDispatcher:
         `Limits.cleanup_timeout`; the tools that are then still alive are among `abandoned`.
 
         Raises CrecheError if there is nothing to take tools from, ToolSourceError if a source
-        cannot be opened, and ValueError for two tools of one name.
+        cannot be opened, ValueError for two tools of one name, and TypeError for what is no tool.
         """
         if infrastructure is None:
             around = surroundings.get() if tools is not None else look_around(_WANTED)
             if around is not None:
                 infrastructure = cast("ToolInfrastructure", around.infrastructure)
-                quotas = quotas or cast("ToolQuotas", around.quotas)
+        else:
+            around = around_of(infrastructure)
+        if around is not None:
+            quotas = quotas or cast("ToolQuotas", around.quotas)
         if tools is None:
             tools = infrastructure.tools if infrastructure else ()
+        tools = tools_in(tools, "a dispatcher")
         limits = limits or (infrastructure.limits if infrastructure else Limits())
         audit = infrastructure.audit if infrastructure else None
         async with open_own_log(context, limits, audit=audit) as log:
             with (quotas or ToolQuotas(limits)).share(context.user_id) as share:
-                tally = ToolTally()
+                tally = tally or ToolTally()
                 try:
                     async with open_tool_sources(
                         tool_sources or {},
-                        tuple(tools),
+                        tools,
                         context,
                         limits,
                         killed=tally.killed.append,
@@ -175,7 +194,7 @@ class ToolDispatcher:
                 finally:
                     log.receipt.update(tally.receipt)
 
-    def for_subagent(
+    def _for_subagent(
         self,
         context: UserExecutionContext,
         tools: Iterable[Tool],
@@ -256,7 +275,7 @@ class ToolDispatcher:
         told = name if name in self._calls.tools else OTHER
         with (
             self._spans.block("tool", told, tool_call_id=call_id) as span,
-            self._under_way(name) as scope,
+            self._under_way(told) as scope,
         ):
             await self._emitter.call(call_id, name, arguments, parent_message_id)
             result = failure(call_id, "The tool was stopped: its dispatcher's block ended.")

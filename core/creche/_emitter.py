@@ -14,7 +14,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +27,7 @@ from creche._errors import (
     EmitterClosedError,
     GrammarError,
     LimitExceededError,
+    MixUp,
 )
 from creche._event_redaction import REDACTIONS, redact_data
 from creche._grammar import Bracket, Grammar, Phase
@@ -38,12 +39,16 @@ from creche._streamed_redaction import Scan
 from creche._transcript import Transcript
 
 _EVENTS_PER_YIELD: Final = 32  # a checkpoint costs as much as two or three events
+_FEWEST_PER_YIELD: Final = 8  # however many flood: below that, giving way is what costs
+_ROUND: Final = 0.001  # seconds that others should wait for their turn
 _OF_THE_RUN: Final = (events.RunStarted, *events.TERMINAL)
 _BYTES_PER_YIELD: Final = 64 * 1024
 _MOST_KEPT: Final = 10_000  # steps that may begin while a run is parked
 _log: Final = logging.getLogger("creche.emitter")
 
-QUEUED: Final = "creche.queued"  # the name of the CUSTOM event of a run that had to wait
+# Names of CUSTOM events: of a run that had to wait; of one that undid others.
+QUEUED: Final = "creche.queued"
+ROLLED_BACK: Final = "creche.rolled_back"
 
 
 def timestamp() -> int:
@@ -104,6 +109,18 @@ class Pause:
             await self._waiting.park()
 
 
+def next_part(part: int, others: float) -> int:
+    """How many events until a run gives way again, where after `part` the others took so long.
+
+    One that floods alone says many at once. The more that do, the sooner each gives way, so that
+    whoever has but a few steps to take, such as a run that is cancelled, takes them soon.
+    """
+    if others <= 0:
+        return _EVENTS_PER_YIELD
+    fair = int(part * _ROUND / others)
+    return min(max(fair, _FEWEST_PER_YIELD), _EVENTS_PER_YIELD)
+
+
 class EventEmitter:
     """Speaks for one run, on its own thread's journal, until the run's terminal event."""
 
@@ -121,7 +138,7 @@ class EventEmitter:
         self._text: MessageId | None = None  # the message that `text` is writing
         self._pause = Pause()
         self._said_bytes = 0
-        self._until_yield = _EVENTS_PER_YIELD
+        self._part = self._until_yield = _EVENTS_PER_YIELD
         self._yield_at = _BYTES_PER_YIELD
 
     @property
@@ -246,6 +263,21 @@ class EventEmitter:
         if self._grammar.is_open(Bracket.STEP, name, self._subagent):
             self._say(events.StepFinished(step_name=name, timestamp=timestamp()), barrier=False)
 
+    def check_speaks_for(self, context: UserExecutionContext, operation: str) -> None:
+        """Raise IsolationError, which is audited, unless its run is the one of that context."""
+        own = self._context
+        kind: MixUp
+        if context.user_id != own.user_id:
+            kind = "user_mismatch"
+        elif context.thread_id != own.thread_id:
+            kind = "thread_mismatch"
+        elif context.run_id != own.run_id:
+            kind = "run_mismatch"
+        else:
+            return
+        msg = "what belongs to a run is made for its own context only"
+        raise self._journal.mix_up(msg, kind, operation, context)
+
     # --- the engine's part: sub-agents, the beginning and the end of the run
 
     def subagent(self, context: UserExecutionContext, name: str, about: str) -> SubagentEmitter:
@@ -272,9 +304,10 @@ class EventEmitter:
         return self._until_yield <= 0 or self._said_bytes >= self._yield_at
 
     async def _give_way(self) -> None:
-        self._until_yield = _EVENTS_PER_YIELD
         self._yield_at = self._said_bytes + _BYTES_PER_YIELD
+        before = trio.current_time()
         await trio.lowlevel.checkpoint()
+        self._part = self._until_yield = next_part(self._part, trio.current_time() - before)
         await self._journal.relieved(self._limits.uncommitted_bytes)
 
     def _say(
@@ -337,9 +370,16 @@ class EngineVoice:
     def __init__(self, emitter: EventEmitter) -> None:
         self._emitter = emitter
 
-    def queued(self, waited_ms: int) -> None:
-        """Say how long the run waited for its turn; directly after `begin`."""
-        event = events.Custom(name=QUEUED, value={"waited_ms": waited_ms}, timestamp=timestamp())
+    def queued(self, waited_ms: int, position: int) -> None:
+        """Say how long the run waited for its turn, and its place then; directly after `begin`."""
+        self._custom(QUEUED, {"waited_ms": waited_ms, "position": position})
+
+    def rolled_back(self, run_ids: Iterable[RunId]) -> None:
+        """Say whose messages are no part of the thread any more; before the agent says anything."""
+        self._custom(ROLLED_BACK, {"run_ids": list(run_ids)})
+
+    def _custom(self, name: str, value: dict[str, Any]) -> None:
+        event = events.Custom(name=name, value=value, timestamp=timestamp())
         self._emitter._say(event, barrier=False)
 
     def begin(self, message: tuple[Message, ...], record: RunRecord) -> Entry:

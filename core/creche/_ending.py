@@ -10,7 +10,7 @@ from creche import _events as events
 from creche._barrier import split
 from creche._class_guard import ClassWatch
 from creche._errors import CrecheError
-from creche._failures import public
+from creche._failures import identity, public
 from creche._models import Usage
 from creche._outcome import Receipt, RunOutcome
 from creche._run_life import RunLife
@@ -30,7 +30,7 @@ class Ending:
         self.tools = ToolTally()
         self.tally = Tally()
         self.usage: list[tuple[str, Usage]] = []
-        self.watch = ClassWatch()
+        self.watch = ClassWatch(identity(life.context))
         self.result: Any = None
         self.failure: BaseException | None = None
         self.passing: BaseException | None = None  # what no barrier stops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, cast
@@ -10,9 +11,10 @@ from typing import Final, Protocol, cast
 import trio
 
 from creche import _events as events
-from creche._ambient import look_around
+from creche._ambient import Surroundings, around_of, look_around
 from creche._asking import Questions
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
+from creche._background import check_on_trio
 from creche._context import UserExecutionContext, logged_as
 from creche._dispatcher import ToolDispatcher
 from creche._emitter import EngineVoice, EventEmitter
@@ -82,6 +84,7 @@ class ExecutionEngine:
         self._questions = Questions(life, self._voice, infrastructure.limits)
         self._spans = Spans.of_run(infrastructure.tracer, life.context, life.why_cancelled)
         self._spent = False
+        self._waited = 0.0  # seconds for the thread, before it was opened
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -96,22 +99,42 @@ class ExecutionEngine:
     ) -> AsyncIterator[ExecutionEngine]:
         """An engine without a supervisor.
 
-        Its journal is one of `journals`, which engines at once on the same store must share:
-        they take turns on a thread. Without them it opens its own on the infrastructure's store.
+        Its journal is one of `journals`: engines that share them take turns on a thread, a run at
+        a time. Without them it opens its own on the infrastructure's store, and has the thread
+        for its whole block: another engine of the same infrastructure on this thread waits for
+        the block's end, and leaves nothing if it is cancelled meanwhile. Whatever else writes on
+        the same store at once must share `journals` with it.
         A user's rate of tool calls and threads are counted in `quotas`, which all engines of a
         process should share; without them they are counted for this engine alone. Beside a
-        supervisor, pass its `journals` and its `quotas`.
+        supervisor, pass its `journals` and its `quotas`. Those of `compat.open_infrastructure`
+        around are taken with its infrastructure, be it passed or not.
 
         Resource handling: leaving the block ends whatever it still executes; `journals` and
-        `quotas` stay the caller's. Raises CrecheError without an infrastructure.
+        `quotas` stay the caller's.
+
+        Raises CrecheError without an infrastructure, and within the block of another engine that
+        has the thread, which it would wait for; LimitExceededError where more than
+        `Limits.runs_per_thread` wait (audited, or AuditUnavailableError is raised).
         """
+        check_on_trio()
+        around: Surroundings | None
         if infrastructure is None:
             around = look_around("infrastructure=")
             infrastructure = cast("Infrastructure", around.infrastructure)
+        else:
+            around = around_of(infrastructure)
+        if around is not None:
             journals = cast("Journals", around.journals) if journals is None else journals
             quotas = quotas or cast("ToolQuotas", around.quotas)
+        waited = 0.0
         async with contextlib.AsyncExitStack() as stack:
             if journals is None:
+                # First: a journal that was opened before its turn would be behind the store.
+                whose, since = (context.user_id, context.thread_id), trio.current_time()
+                wanted_by = infrastructure.turns.wanted_by(*whose)
+                await _check_room(wanted_by, infrastructure, context)
+                await stack.enter_async_context(infrastructure.turns.taken(*whose))
+                waited = trio.current_time() - since
                 opened = open_journals(
                     infrastructure.store, infrastructure.limits, audit=infrastructure.audit
                 )
@@ -123,6 +146,7 @@ class ExecutionEngine:
             except IsolationError as error:
                 note_mix_up_of(infrastructure.audit, error, "open an engine", context)
                 raise
+            engine._waited = waited
             yield engine
 
     async def execute_agent(self, agent: NamesAgent, state: AgentInput) -> RunOutcome:
@@ -133,7 +157,8 @@ class ExecutionEngine:
 
         Raises UnknownAgentError, ValueError for an empty input, StoreUnavailableError if it could
         not even be started, ThreadDeletedError, LimitExceededError past `Limits.runs_per_thread`
-        (audited, or AuditUnavailableError is raised), and CrecheError within a run on that very
+        (audited, or AuditUnavailableError is raised), LogConflictError if somebody else wrote on
+        the thread without sharing `journals`, and CrecheError within a run on that very
         thread, which would wait for itself.
         """
         name = agent if isinstance(agent, str) else agent.agent_name
@@ -159,19 +184,10 @@ class ExecutionEngine:
 
         Nothing of the run is stored before, so that nothing is left if it never comes to it.
         """
-        turn, life, most = self._journal.turn, self._life, self._limits.runs_per_thread
-        if turn.wanted_by >= most:
-            msg = f"this thread already has {turn.wanted_by} runs, of {most} that it may have"
-            refusal = LimitExceededError(msg, retry_after=_RETRY_AFTER)
-            await record_limit(
-                self._infrastructure.audit,
-                life.context,
-                resource="runs",
-                operation="execute an agent",
-                outcome=refusal.message,
-            )
-            raise refusal
-        life.listed_at = trio.current_time()
+        turn, life = self._journal.turn, self._life
+        await _check_room(turn.wanted_by, self._infrastructure, life.context)
+        life.listed_at = trio.current_time() - self._waited
+        life.position = turn.wanted_by
         async with turn.taken():
             self._journal.check_there()
             life.take_turn()
@@ -187,8 +203,12 @@ class ExecutionEngine:
 
         A run whose cleanup overruns its allowance gets its terminal event then, but this returns
         no sooner than its nursery has closed.
+
+        Raises LogConflictError where its end can never be stored, since somebody else writes on
+        the thread without sharing its journals.
         """
         self._check_unspent()
+        self._journal.check_there()
         self._spent = True
         with self._spans.block("run", self._life.agent) as span:
             span.ends(SpanEnd(status="failed", code="lost"))  # unless its end is committed
@@ -209,7 +229,9 @@ class ExecutionEngine:
         life.started_at = now()
         self._voice.begin(asked, run_record(life, "running"))
         if life.queued_for > _WORTH_TELLING:
-            self._voice.queued(round(life.queued_for * 1000))
+            self._voice.queued(round(life.queued_for * 1000), life.position)
+        if life.rolls_back:
+            self._voice.rolled_back(life.rolls_back)
         with self._quotas.share(life.context.user_id) as share:
             try:
                 with logged_as(life.context):
@@ -233,8 +255,10 @@ class ExecutionEngine:
         life = self._life
         life.first_seq = self._journal.last_seq + 1
         self._voice.begin(asked, run_record(life, outcome.status, outcome=outcome))
-        await self._commit_the_end(self._say_the_end(outcome))
-        self._log_end(outcome)
+        if life.rolls_back:
+            self._voice.rolled_back(life.rolls_back)
+        seq = self._say_the_end(outcome)
+        await self._commit_the_end(seq, functools.partial(self._log_end, outcome))
         return outcome
 
     def _check_unspent(self) -> None:
@@ -369,9 +393,7 @@ class ExecutionEngine:
         )
 
     async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
-        registry = self._infrastructure.registry
-        ending.watch.begin(registry.guards_of(self._life.agent))
-        agent = registry.describe(self._life.agent).agent_class()
+        agent = self._infrastructure.registry.make(self._life.agent, ending.watch)
         try:
             ending.result = await agent.run(context)
             ending.agent_returned = trio.current_time()
@@ -422,10 +444,13 @@ class ExecutionEngine:
         """Once the end that was said is durable, tell it. What is shown must not be lost."""
         if self._life.outcome is None:
             assert ending.seq is not None
-            await self._commit_the_end(ending.seq)
-            self._life.conclude(outcome)
-            ending.span.ends(span_end(outcome))
-            self._log_end(outcome)
+
+            def tell() -> None:
+                self._life.conclude(outcome)
+                ending.span.ends(span_end(outcome))
+                self._log_end(outcome)
+
+            await self._commit_the_end(ending.seq, tell)
 
     def _say_the_end(
         self,
@@ -439,13 +464,16 @@ class ExecutionEngine:
         self._voice.end(terminal_event(life.context, outcome, usage, life.segments[-1]), record)
         return last_seq
 
-    async def _commit_the_end(self, seq: int) -> None:
+    async def _commit_the_end(self, seq: int, tell: Callable[[], None]) -> None:
+        """Wait until the end that was said is durable, then `tell`; cancelled meanwhile, too."""
         try:
             await self._journal.committed(seq)
         except trio.Cancelled:
             with trio.move_on_after(_LAST_COMMIT_TIMEOUT, shield=True):
                 await self._journal.committed(seq)
+                tell()
             raise
+        tell()
 
     def _log_end(self, outcome: RunOutcome) -> None:
         """One line for each run, so that who watches the log sees the work."""
@@ -462,6 +490,25 @@ class ExecutionEngine:
                 **identity(self._life.context),
             },
         )
+
+
+async def _check_room(
+    wanted_by: int, infrastructure: Infrastructure, context: UserExecutionContext
+) -> None:
+    """Raise LimitExceededError, which is audited, if that many have a thread or wait for it."""
+    most = infrastructure.limits.runs_per_thread
+    if wanted_by < most:
+        return
+    msg = f"this thread already has {wanted_by} runs, of {most} that it may have"
+    refusal = LimitExceededError(msg, retry_after=_RETRY_AFTER)
+    await record_limit(
+        infrastructure.audit,
+        context,
+        resource="runs",
+        operation="execute an agent",
+        outcome=refusal.message,
+    )
+    raise refusal
 
 
 def _tokens_of(spent: RunStatistics) -> dict[str, int]:

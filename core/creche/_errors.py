@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-MixUp = Literal["user_mismatch", "thread_mismatch", "connection_mismatch", "event_injection"]
+MixUp = Literal[
+    "user_mismatch", "thread_mismatch", "run_mismatch", "connection_mismatch", "event_injection"
+]
 
 
 class CrecheError(Exception):
@@ -70,6 +72,14 @@ class StoreUnavailableError(CrecheError):
     """The store did not take a write that must be committed before we may answer."""
 
 
+class LogConflictError(StoreUnavailableError):
+    """Somebody else has written a thread's log meanwhile, so what is said here cannot follow it.
+
+    Trying again does not help; opening the thread anew does. Whoever writes on one store must
+    share its journals.
+    """
+
+
 class CommitInDoubtError(CrecheError):
     """A store cannot tell whether it took a commit: its answer was lost on the way."""
 
@@ -88,6 +98,10 @@ class ThreadDeletedError(CrecheError):
 
 class DrainingError(CrecheError):
     """The process is shutting down and takes no new runs."""
+
+
+class BusyError(CrecheError):
+    """A run was asked for with `multitask_strategy="reject"`, and its thread is busy."""
 
 
 class RunError(CrecheError):

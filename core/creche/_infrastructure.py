@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
+from creche._admission import Weight, equal_weight
 from creche._agents import Agent, AgentClassRegistry
 from creche._approval import Approver
 from creche._audit import SecurityAudit
 from creche._limits import Limits
 from creche._models import Model
 from creche._store import MemoryStore, Store
+from creche._thread_turn import ThreadTurns
 from creche._tool_calls import ToolPolicy, allow_every_tool
 from creche._tool_sources import ToolSource
-from creche._tools import Tool, check_names
+from creche._tools import Tool, check_names, tools_in
 from creche._tracing import Tracer
 
 
@@ -33,8 +36,11 @@ class Infrastructure:
     each call of an `approval=True` tool; without one the user is asked, as by `RunContext.ask`.
     `tracer` is told of the spans of runs; without one, nobody is.
 
+    `weight(user_id)` is that user's share of the server when it is full, relative to others': a
+    pure function, asked when the first of a user's runs is taken on.
+
     Raises ValueError if an agent asks for a tool, or for a source of tools, that is not there,
-    and for two tools of one name.
+    and for two tools of one name; TypeError for what is no tool, or no list of them.
     """
 
     agents: AgentClassRegistry | Mapping[str, type[Agent]]
@@ -45,16 +51,22 @@ class Infrastructure:
     models: Mapping[str, Model] = dataclasses.field(default_factory=dict[str, Model])
     tool_policy: ToolPolicy = allow_every_tool
     approver: Approver | None = None
+    weight: Weight = equal_weight
     limits: Limits = dataclasses.field(default_factory=Limits)
     store: Store = dataclasses.field(default_factory=MemoryStore)
     audit: SecurityAudit | None = None
     tracer: Tracer | None = None
     registry: AgentClassRegistry = dataclasses.field(init=False)
+    # Lent to engines that are given no journals: an entry lives as long as such an engine's block.
+    turns: ThreadTurns = dataclasses.field(init=False, repr=False, default_factory=ThreadTurns)
     _tools_of: Mapping[str, tuple[Tool, ...]] = dataclasses.field(init=False, repr=False)
     _sources_of: Mapping[str, Mapping[str, ToolSource]] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tools", tuple(self.tools))
+        object.__setattr__(self, "tools", tools_in(self.tools, "Infrastructure"))
+        if not isinstance(cast("object", self.tool_sources), Mapping):
+            msg = "Infrastructure: `tool_sources` must be a mapping of names to tool sources"
+            raise TypeError(msg)
         object.__setattr__(self, "tool_sources", MappingProxyType(dict(self.tool_sources)))
         check_names((tool.name for tool in self.tools), "an infrastructure")
         object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
@@ -62,13 +74,7 @@ class Infrastructure:
         registry = agents if isinstance(agents, AgentClassRegistry) else AgentClassRegistry(agents)
         registry.freeze()
         object.__setattr__(self, "registry", registry)
-        missing = registry.missing_requirements([tool.name for tool in self.tools])
-        if missing:
-            wanted = "; ".join(
-                f"{name!r} wants {', '.join(tools)}" for name, tools in missing.items()
-            )
-            msg = f"no such tools are provided: {wanted}"
-            raise ValueError(msg)
+        registry.check_provided([tool.name for tool in self.tools], tuple(self.tool_sources))
         provided = {tool.name: tool for tool in self.tools}
         tools_of = {
             name: tuple(
@@ -78,22 +84,16 @@ class Infrastructure:
             for name in registry
         }
         object.__setattr__(self, "_tools_of", MappingProxyType(tools_of))
-        object.__setattr__(self, "_sources_of", MappingProxyType(self._sources_by_agent()))
-
-    def _sources_by_agent(self) -> dict[str, Mapping[str, ToolSource]]:
-        found: dict[str, Mapping[str, ToolSource]] = {}
-        for name in self.registry:
-            wanted = self.registry.describe(name).tool_sources
-            missing = [source for source in wanted if source not in self.tool_sources]
-            if missing:
-                msg = (
-                    f"{name!r} wants tool sources that are not provided: {', '.join(missing)} "
-                    f"(there is {', '.join(self.tool_sources) or 'none'})"
-                )
-                raise ValueError(msg)
-            sources = {source: self.tool_sources[source] for source in wanted}
-            found[name] = MappingProxyType(sources)
-        return found
+        sources_of = {
+            name: MappingProxyType(
+                {
+                    source: self.tool_sources[source]
+                    for source in registry.describe(name).tool_sources
+                }
+            )
+            for name in registry
+        }
+        object.__setattr__(self, "_sources_of", MappingProxyType(sources_of))
 
     def tools_of(self, agent: str) -> tuple[Tool, ...]:
         """The tools that runs of this agent may call. Raises UnknownAgentError."""

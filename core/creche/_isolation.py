@@ -33,10 +33,10 @@ from typing import Any, Final, cast
 from creche._errors import IsolationError
 
 _ATOMS: Final = (
-    *(int, float, complex, str, bytes, range, slice, type(None), type(...), type(NotImplemented)),
+    *(int, float, complex, str, bytes, range, type(None), type(...), type(NotImplemented)),
     *(dt.date, dt.time, dt.timedelta, dt.tzinfo, zoneinfo.ZoneInfo),
-    *(decimal.Decimal, fractions.Fraction, uuid.UUID, pathlib.PurePath, re.Pattern, enum.Enum),
-    *(typing.TypeVar, typing.ParamSpec, types.GenericAlias, types.UnionType, types.CodeType),
+    *(decimal.Decimal, fractions.Fraction, uuid.UUID, pathlib.PurePath, re.Pattern),
+    *(typing.TypeVar, typing.ParamSpec, types.UnionType, types.CodeType),
     *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
     *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
     *(inspect.Signature, inspect.Parameter),
@@ -49,8 +49,12 @@ _FROZEN: Final = (
     *(tuple, frozenset, MappingProxyType, property, staticmethod, classmethod),
     *(FunctionType, types.MethodType, functools.partial, functools.partialmethod, CellType),
     *(types.BuiltinFunctionType, types.MethodWrapperType, weakref.ref, functools.cached_property),
-    *(operator.attrgetter, operator.itemgetter, operator.methodcaller),
+    *(operator.attrgetter, operator.itemgetter, operator.methodcaller, slice, types.GenericAlias),
 )
+# What no promise to be frozen makes so.
+_GROWING: Final = (list, dict, set, bytearray)
+# What every member of an enum has.
+_OF_MEMBERS: Final = frozenset({"_name_", "_sort_order_", "__objclass__"})
 # What those consist of, and how it is written in a path.
 _PARTS: Final[Mapping[type, tuple[tuple[str, str], ...]]] = MappingProxyType(
     {
@@ -58,6 +62,7 @@ _PARTS: Final[Mapping[type, tuple[tuple[str, str], ...]]] = MappingProxyType(
         staticmethod: (("__func__", ""),),
         classmethod: (("__func__", ""),),
         functools.partial: (("func", ""), ("args", ".args"), ("keywords", ".keywords")),
+        slice: (("start", ".start"), ("stop", ".stop"), ("step", ".step")),
     },
 )
 EMPTY: Final = object()  # what a variable holds that has no value yet
@@ -125,13 +130,25 @@ class Walk:
 
     def _from_object(self, item: object, path: str) -> Iterator[tuple[str, object]]:
         kind = type(item)
+        if issubclass(kind, types.GenericAlias):
+            # Asked for anything else, it would answer for the class.
+            yield f"{path}.__args__", cast("types.GenericAlias", item).__args__
+            return
         attributes = _attributes_of(item)
+        if issubclass(kind, enum.Enum):
+            for name in sorted(attributes.keys() - _OF_MEMBERS):
+                yield f"{path}.{'value' if name == '_value_' else name}", attributes[name]
+            return
         for name, value in [*attributes.items()]:
             # A cached property of Python 3.11 has a lock, which carries nothing.
             if name == "lock" and issubclass(type(item), functools.cached_property):
                 continue
             if name != "__annotations__":
                 yield f"{path}.{name}", value
+        # Python's collector is not told of what a struct with `gc=False` holds.
+        fields: tuple[str, ...] = getattr(kind, "__struct_fields__", ())
+        for name in fields:
+            yield f"{path}.{name}", getattr(item, name, None)
         names = {id(getattr(item, name, None)): f".{name}" for name in _slots(kind)}
         names |= {id(getattr(item, name)): step for name, step in _PARTS.get(kind, ())}
         names[id(kind)] = ".__class__"
@@ -199,18 +216,31 @@ def assert_isolated(items: Iterable[object], *, infrastructure: Iterable[object]
 
 
 def _is_atom(item: object) -> bool:
-    if type(item) in _ATOMS or type(item) is object or isinstance(item, enum.Enum):
+    if type(item) in _ATOMS or type(item) is object:
         return True
-    # One of a subclass may have been given attributes.
-    return issubclass(type(item), _ATOMS) and not _attributes_of(item)
+    # Members of enums have values; and what can have attributes may be given some.
+    return (
+        issubclass(type(item), _ATOMS)
+        and not issubclass(type(item), enum.Enum)
+        and not _takes_attributes(type(item), _ATOMS)
+    )
 
 
 def is_frozen(item: object) -> bool:
-    """Whether it cannot be changed itself, whatever it holds."""
+    """Whether it cannot be changed itself, whatever it holds.
+
+    What can be hung on it all the same is looked at by itself.
+    """
     if isinstance(item, FunctionType):
-        return True  # what hangs on it is looked at by itself
+        return True
+    if issubclass(type(item), _GROWING) or has_cached_property(type(item)):
+        return False
+    if issubclass(type(item), enum.Enum):
+        return True
     if issubclass(type(item), _FROZEN):
-        return type(item) in _FROZEN or not _attributes_of(item)
+        return type(item) in _FROZEN or not (
+            _attributes_of(item) or _adds_slots(type(item), _FROZEN)
+        )
     # Of the class itself: one below a frozen dataclass need not be one.
     parameters = vars(type(item)).get("__dataclass_params__")
     config = getattr(type(item), "__struct_config__", None)  # msgspec's, which is inherited
@@ -219,6 +249,15 @@ def is_frozen(item: object) -> bool:
         getattr(parameters, "frozen", False)
         or getattr(config, "frozen", False)
         or getattr(of_attrs, "is_frozen", False)
+    )
+
+
+def has_cached_property(kind: type) -> bool:
+    """Whether the first look at one of its attributes adds to an instance."""
+    return any(
+        isinstance(value, functools.cached_property)
+        for owner in kind.__mro__
+        for value in vars(owner).values()
     )
 
 
@@ -247,6 +286,20 @@ def _attributes_of(item: object) -> Mapping[str, object]:
     """What somebody has hung on it."""
     found: Mapping[str, object] = getattr(item, "__dict__", {})
     return found
+
+
+def _takes_attributes(kind: type, plain: tuple[type, ...]) -> bool:
+    """Whether an instance of that subclass of one of `plain` has room that these have not."""
+    return kind.__dictoffset__ != 0 or _adds_slots(kind, plain)
+
+
+def _adds_slots(kind: type, plain: tuple[type, ...]) -> bool:
+    return any(
+        isinstance(value, types.MemberDescriptorType)
+        for owner in kind.__mro__
+        if owner not in plain
+        for value in vars(owner).values()
+    )
 
 
 def _slots(cls: type) -> Iterator[str]:

@@ -17,9 +17,15 @@ import trio
 
 from creche._audit import SecurityAudit
 from creche._auditing import note_mix_up
-from creche._context import ThreadId, UserExecutionContext, UserId
+from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._conversation import Conversation
-from creche._errors import IsolationError, StoreUnavailableError, ThreadDeletedError
+from creche._errors import (
+    IsolationError,
+    LogConflictError,
+    MixUp,
+    StoreUnavailableError,
+    ThreadDeletedError,
+)
 from creche._events import Event, decode_event, encode_unnumbered, numbered
 from creche._limits import Limits
 from creche._proposals import Proposal, Proposals
@@ -102,8 +108,11 @@ class Journal:
         # What the thread's runs were told and said; None: not known here, so read when needed.
         self._conversation = None if record else self._new_conversation()
         self._settled_meanwhile: list[StoredMessage] | None = None  # while it is being read
+        self._rollbacks = 0  # how many commits rolled runs back
+        self._rolled_back: set[RunId] = set()  # runs that are, and may have words on the way
         self._marked = False
         self._deleted = False
+        self._conflict = ""  # why nothing of it can be stored any more
         self._readers = trio.lowlevel.ParkingLot()
         self._awaited = False  # whether anybody is parked there; asked at every event
         self._settled = trio.lowlevel.ParkingLot()
@@ -121,6 +130,11 @@ class Journal:
     @property
     def uncommitted_bytes(self) -> int:
         return self._uncommitted_bytes
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether somebody else has written the log meanwhile, so that no more can be stored."""
+        return bool(self._conflict)
 
     # --- appending
 
@@ -190,16 +204,20 @@ class Journal:
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
         questions: tuple[QuestionRecord, ...] = (),
+        rolls_back: tuple[RunId, ...] = (),
         speaker: UserExecutionContext | None = None,
     ) -> None:
         """Commit records that belong to no event; `opens` makes the thread if it is absent.
+
+        The messages of the runs in `rolls_back` are no part of its history from then on.
 
         Returns once they are durable. Raises StoreUnavailableError if the store refused them;
         then nothing was written and they are not tried again. IsolationError for records of
         another's.
         """
+        self._check_not_overtaken()
         self.check_owned((*new_runs, *runs), speaker)
-        proposal = Proposal(opens, new_runs, runs, messages, questions)
+        proposal = Proposal(opens, new_runs, runs, messages, questions, rolls_back)
         self._proposals.add(proposal)
         self._writer.mark(self, urgent=True)
         await self._proposals.wait(proposal)
@@ -227,9 +245,15 @@ class Journal:
         self, message: str, operation: str, speaker: UserExecutionContext
     ) -> IsolationError:
         """What to raise when `speaker` would say something here as another; it is noted."""
+        return self.mix_up(message, "event_injection", operation, speaker)
+
+    def mix_up(
+        self, message: str, kind: MixUp, operation: str, speaker: UserExecutionContext
+    ) -> IsolationError:
+        """What to raise when `speaker` would do something with what is another's; it is noted."""
         error = IsolationError(
             message,
-            kind="event_injection",
+            kind=kind,
             user=speaker.user_id,
             owner=self.user_id,
             resource=f"thread {self.thread_id}",
@@ -245,15 +269,25 @@ class Journal:
         note_mix_up(self.audit, error, operation, correlation_id=correlation_id)
 
     async def committed(self, seq: int) -> None:
-        """Wait until the entry `seq` is durable, for as long as the store needs."""
+        """Wait until the entry `seq` is durable, for as long as the store needs.
+
+        Raises LogConflictError if it never can be.
+        """
         while self._committed < seq:
+            self._check_not_overtaken()
             await self._settled.park()
 
     async def relieved(self, limit: int) -> None:
-        """Wait until fewer than `limit` bytes are uncommitted."""
+        """Wait until fewer than `limit` bytes are uncommitted. Raises as `committed` does."""
+        self._check_not_overtaken()
         while self._uncommitted_bytes >= limit:
             self._writer.mark(self, urgent=True)
             await self._settled.park()
+            self._check_not_overtaken()
+
+    def _check_not_overtaken(self) -> None:
+        if self._conflict:
+            raise LogConflictError(self._conflict)
 
     # --- reading
 
@@ -261,9 +295,9 @@ class Journal:
         """The visible entries that follow `after`, at least one; waits until there is one.
 
         Returns at most a bounded number; ask again with the last one's `seq`. Raises
-        ThreadDeletedError if the thread goes away.
+        ThreadDeletedError if the thread goes away, and LogConflictError if somebody else writes it.
         """
-        while not self._deleted and self._visible <= after:
+        while not (self._deleted or self._conflict) and self._visible <= after:
             self._awaited = True
             await self._readers.park()
         self.check_there()
@@ -275,7 +309,11 @@ class Journal:
         return self._entries[start:stop]
 
     def check_there(self) -> None:
-        """Raise ThreadDeletedError if the thread was deleted since the journal was attached."""
+        """Raise ThreadDeletedError if the thread was deleted since the journal was attached.
+
+        LogConflictError if somebody else has written it.
+        """
+        self._check_not_overtaken()
         if self._deleted:
             msg = f"thread {self.thread_id!r} was deleted"
             raise ThreadDeletedError(msg)
@@ -311,20 +349,23 @@ class Journal:
         """
         if self._conversation is not None:
             return self._conversation.latest(last_runs)
-        self._settled_meanwhile = []
-        try:
-            stored = await self._store.messages(
-                self.user_id,
-                self.thread_id,
-                last_runs=last_runs,
-            )
-            conversation = self._new_conversation()
-            conversation.add(stored)
-            conversation.add(self._settled_meanwhile)
-        finally:
-            self._settled_meanwhile = None
-        self._keep(conversation)
-        return conversation.latest(last_runs)
+        while True:
+            rollbacks = self._rollbacks
+            self._settled_meanwhile = []
+            try:
+                stored = await self._store.messages(
+                    self.user_id,
+                    self.thread_id,
+                    last_runs=last_runs,
+                )
+                conversation = self._new_conversation()
+                conversation.add(stored)
+                conversation.add(self._settled_meanwhile)
+            finally:
+                self._settled_meanwhile = None
+            if rollbacks == self._rollbacks:  # or what was read may be of runs rolled back since
+                self._keep(conversation)
+                return conversation.latest(last_runs)
 
     def _new_conversation(self) -> Conversation:
         # Runs that wait for their turn have their messages committed already.
@@ -339,6 +380,8 @@ class Journal:
 
     def take(self) -> Commit | None:
         self._marked = False
+        if self._conflict:
+            return None
         proposals = self._proposals.take()
         first = self._committed + 1
         entries = self._entries[len(self._entries) - (self._last_seq - self._committed) :]
@@ -356,6 +399,7 @@ class Journal:
             runs=tuple(run for record in records for run in record.runs),
             messages=tuple(message for record in records for message in record.messages),
             questions=tuple(asked for record in records for asked in record.questions),
+            rolls_back=tuple(run for proposal in proposals for run in proposal.rolls_back),
             chunk=Chunk(
                 first_seq=first,
                 last_seq=last,
@@ -378,11 +422,19 @@ class Journal:
 
     def settle(self, commit: Commit) -> None:
         self._proposals.finish(None)
+        if commit.rolls_back:
+            self._rollbacks += 1
+            self._conversation = None  # the store knows what is left of it
+        silent = self._rolled_back | set(commit.rolls_back)
+        said = [one for one in commit.messages if one.run_id not in silent]
+        if any(run.status == "running" for run in commit.runs):
+            silent = set(commit.rolls_back)  # those of before have ended, or it had not begun
+        self._rolled_back = silent
         if self._conversation is not None:
-            self._conversation.add(commit.messages)
+            self._conversation.add(said)
             self._keep(self._conversation)
         elif self._settled_meanwhile is not None:
-            self._settled_meanwhile.extend(commit.messages)
+            self._settled_meanwhile.extend(said)
         if commit.chunk is not None:
             self._committed = commit.chunk.last_seq
             size = len(commit.chunk.data) - (commit.chunk.last_seq - commit.chunk.first_seq)
@@ -398,7 +450,13 @@ class Journal:
         self._settled.unpark_all()
 
     def refuse(self, commit: Commit, error: Exception) -> bool:  # noqa: ARG002  Source's signature
-        # Only what somebody waits for, and can be told about, is given up; events never are.
+        if isinstance(error, LogConflictError):
+            self._conflict = str(error)
+            self._proposals.give_up(error)
+            self._settled.unpark_all()
+            self._wake_readers()
+            return False
+        # Only what somebody waits for, and can be told about, is given up; events are not.
         self._proposals.finish(error)
         return bool(self._proposals) or self._committed < self._last_seq
 

@@ -63,7 +63,7 @@ class Journals:
         slot.holders += 1
         try:
             async with slot.opening:
-                if slot.journal is None:
+                if slot.journal is None or slot.journal.is_overtaken:
                     slot.journal = await self._opened(user_id, thread_id)
                 journal = slot.journal
             yield journal

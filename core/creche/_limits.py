@@ -11,7 +11,15 @@ MIB = 1024 * KIB
 
 # With fewer, nothing would ever move.
 _AT_LEAST_ONE: Final = frozenset(
-    {"tool_calls_per_minute", "tool_threads", "read_entries", "commit_threads"}
+    {
+        "tool_calls_per_minute",
+        "tool_threads",
+        "programs",
+        "running_per_user",
+        "running",
+        "read_entries",
+        "commit_threads",
+    }
 )
 
 
@@ -39,11 +47,15 @@ class Limits:
 
     # a user, a thread, the process
     runs_per_user: int = 100  # running or queued
+    running_per_user: int = 20  # the others wait
     tool_calls_per_minute: int = 600  # of one user
     tool_result_bytes: int = 256 * KIB  # of one result, as clients and models see it
     tool_threads: int = 4  # sync tools of one user at once, in threads or processes
+    programs: int = 4  # that runs of one user have started, at once
+    program_bytes: int = MIB  # what `run_process` takes of one program's output
     runs_per_thread: int = 20  # one runs, the others wait their turn
-    runs: int = 10_000
+    runs: int = 10_000  # running or queued
+    running: int = 2_000  # the others wait, and begin in fair order between users
 
     # a journal
     journal_bytes: int = 256 * KIB  # committed entries kept in memory per live thread

@@ -11,6 +11,7 @@ their classes, are `creche scan`'s to judge, and the walk does not go there.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import inspect
@@ -18,13 +19,13 @@ import itertools
 import sys
 import types
 from collections import abc
-from collections.abc import Iterable, Iterator
-from types import CellType, FunctionType, MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping
+from types import CellType, FunctionType, MappingProxyType, ModuleType
 from typing import Any, Final, cast
 
 import trio
 
-from creche._isolation import Walk, contents_of, is_frozen
+from creche._isolation import EMPTY, Walk, contents_of, has_cached_property, is_frozen
 
 # Whom Python itself owns; `object` is among them.
 _PYTHONS_MODULES: Final = frozenset({"abc", "builtins", "enum", "typing", "typing_extensions"})
@@ -42,16 +43,27 @@ _OF_LIBRARIES: Final = ("__dataclass_", "__struct_", "__pydantic_", "__attrs_", 
 _PYDANTICS: Final = frozenset(
     {"model_config", "__class_vars__", "__private_attributes__", "__signature__", "__fields__"}
 )
-# What is written to a class after its making, by Python (on the first look at its annotations,
-# and when an instance is first copied) and by libraries (when a type is first used).
+# What Python adds to a class on the first look at its annotations, and when an instance is copied.
 _WRITTEN_LATE: Final = frozenset({"__annotations__", "__annotations_cache__", "__slotnames__"})
-_WRITTEN_LATE_BY_LIBRARIES: Final = ("__pydantic_", "__msgspec_")
+# What pydantic writes when a model is first used that refers to one which was not there yet.
+_WRITTEN_ON_COMPLETION: Final = frozenset(
+    {
+        *("__pydantic_complete__", "__pydantic_computed_fields__", "__pydantic_core_schema__"),
+        *("__pydantic_decorators__", "__pydantic_extra_info__", "__pydantic_fields__"),
+        *("__pydantic_serializer__", "__pydantic_validator__", "__signature__"),
+    }
+)
 # Packages that make classes, and what reads and writes them: their objects carry nothing.
 _MAKERS_OF_CLASSES: Final = frozenset(
     {"attr", "attrs", "dataclasses", "msgspec", "pydantic", "pydantic_core"}
 )
-# They carry what one puts in to whoever takes it out; Trio's other objects carry nothing.
-_CHANNELS: Final = (trio.MemorySendChannel, trio.MemoryReceiveChannel)
+# Their objects are Trio's own, and stand for what runs: one that a class has, all runs set, wait
+# for or read.
+_TRIOS: Final = frozenset({"trio", "outcome"})
+# They carry what one puts in to whoever takes it out.
+_CHANNELS: Final = (trio.MemorySendChannel, trio.MemoryReceiveChannel, trio.lowlevel.RunVar)
+# These carry nothing; the second is a usual default value.
+_ATOMS_OF_TRIO: Final = frozenset({trio.Path, type(trio.TASK_STATUS_IGNORED)})
 _Cached: Final = type(functools.cache(len))
 # What is there to hold things, and nothing else.
 _CONTAINERS: Final = (
@@ -84,13 +96,13 @@ def is_notes(owner: type, name: str) -> bool:
     )
 
 
-def is_written_late(owner: type, name: str) -> bool:
-    """Whether a class may get, lose or change this attribute without anybody's fault."""
-    return (
-        name in _WRITTEN_LATE
-        or name.startswith(_WRITTEN_LATE_BY_LIBRARIES)
-        or (name == "__signature__" and _is_pydantics(owner))
-    )
+def is_written_late(names: Mapping[str, object], name: str, *, was: object, now: object) -> bool:
+    """Whether a class that had those names may get or change this one without anybody's fault."""
+    if name in _WRITTEN_ON_COMPLETION:
+        return names.get("__pydantic_complete__") is False
+    if was is not EMPTY:
+        return False
+    return name in _WRITTEN_LATE or (name == "__msgspec_cache__" and _package_of(now) == "msgspec")
 
 
 def _is_pydantics(owner: type) -> bool:
@@ -129,10 +141,9 @@ class OwnedWalk(Walk):
             return False
         if self._services and not issubclass(type(item), _STRUCTURE):
             return True
-        return (
-            isinstance(item, self._stops)
-            or type(item).__module__.partition(".")[0] in _MAKERS_OF_CLASSES
-            or super().stops_at(item)
+        return isinstance(item, self._stops) or (
+            not is_carrier(item)
+            and (_package_of(item) in _MAKERS_OF_CLASSES or super().stops_at(item))
         )
 
     def _owns(self, item: type) -> bool:
@@ -155,6 +166,13 @@ class OwnedWalk(Walk):
             for name, value in [*vars(item).items()]:
                 if not is_notes(item, name):
                     yield f"{path}.{name}", value
+            if isinstance(item, enum.EnumType):
+                # Not all of them are attributes: one may be named as a property of a base.
+                members: Mapping[str, object] = item.__members__
+                for name, member in members.items():
+                    yield f"{path}.{name}", member
+        elif is_carrier(item):
+            return  # what it holds is its own business: it is refused itself
         elif isinstance(item, (functools.partial, functools.partialmethod)):
             # Its dicts belong to it, as a function's attributes do to the function.
             parts = cast("functools.partial[Any]", item)
@@ -165,10 +183,25 @@ class OwnedWalk(Walk):
             yield from super().from_here(item, path)
 
 
+def is_carrier(item: object) -> bool:
+    """Whether something can be left in it, though it is of a kind that most walks stop at."""
+    kind: type = type(item)
+    if issubclass(kind, ModuleType):
+        # One that was made by hand is an object like any other.
+        return not any(item is module for module in [*sys.modules.values()])
+    return issubclass(kind, dataclasses.Field) or (
+        _package_of(item) in _TRIOS and kind not in _ATOMS_OF_TRIO
+    )
+
+
+def _package_of(item: object) -> str:
+    return type(item).__module__.partition(".")[0]
+
+
 def faults(walk: OwnedWalk, found: Iterable[tuple[str, object]]) -> Iterator[tuple[str, object]]:
     """What of that runs could change for each other, with its path."""
     for path, item in found:
-        if not isinstance(item, type) and not is_frozen(item):
+        if not isinstance(item, type) and (is_carrier(item) or not is_frozen(item)):
             yield path, item
     yield from walk.rebound()
 
@@ -178,11 +211,16 @@ def advice(path: str, item: object, *, place: str) -> str:
     kind = type(item).__name__
     if isinstance(item, CellType):
         return f"{path} is a variable that is rebound for all runs; keep it {place}"
+    if has_cached_property(type(item)):
+        return (
+            f"{path} is a {kind} with a cached property, which the first run to look at it works "
+            f"out for all; let it be a property, or keep the {kind} {place}"
+        )
     if isinstance(item, _Cached):
         kind, instead = "cache", f"keep what it found {place}"
     elif path.rpartition("'s ")[2].startswith("default"):
         instead = "let the default be None, and make it in the body"
-    elif "'s closure " in path:
+    elif "'s closure " in path or is_carrier(item):
         instead = f"keep it {place}"
     else:
         instead = f"make it a tuple, a frozenset or a MappingProxyType, or keep it {place}"

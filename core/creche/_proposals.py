@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from creche._context import RunId
 from creche._errors import StoreUnavailableError
 from creche._store import NewThread, QuestionRecord, RunRecord, StoredMessage
 
@@ -23,6 +24,7 @@ class Proposal:
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
     questions: tuple[QuestionRecord, ...]
+    rolls_back: tuple[RunId, ...]
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     error: Exception | None = None
 
@@ -52,6 +54,11 @@ class Proposals:
             proposal.error = error
             proposal.done.set()
         self._taken = ()
+
+    def give_up(self, error: Exception) -> None:
+        """Nothing of these, taken or not, can come into the store because of `error`."""
+        self.take()
+        self.finish(error)
 
     async def wait(self, proposal: Proposal) -> None:
         """Wait for its fate. Raises StoreUnavailableError if it was refused, or is not known."""

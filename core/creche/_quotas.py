@@ -50,6 +50,7 @@ class ToolShare:
 
     rate: Rate
     workers: trio.CapacityLimiter  # a place for each thread or process of a sync tool
+    programs: trio.CapacityLimiter  # a place for each program that a run has started
     holders: int = 0
 
     def take(self) -> float:
@@ -98,7 +99,11 @@ class ToolQuotas:
     def _made(self, user_id: UserId) -> ToolShare:
         paid_at = self._paid_at.pop(user_id, -math.inf)
         rate = Rate(self._limits.tool_calls_per_minute, paid_at)
-        return ToolShare(rate, trio.CapacityLimiter(self._limits.tool_threads))
+        return ToolShare(
+            rate,
+            workers=trio.CapacityLimiter(self._limits.tool_threads),
+            programs=trio.CapacityLimiter(self._limits.programs),
+        )
 
     def _let_go(self, user_id: UserId) -> None:
         left = {**self._stuck, user_id: self._held.pop(user_id)}

@@ -34,8 +34,12 @@ _SECRET_PAIR_IN_ONE: Final = re.compile(r"(?i)(?<![a-z])(?:api|private|access)ke
 # A key's words end at case changes, `_`, `-`, `.` and blanks: accessKeyId -> access, key, id.
 _WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
+# At the beginning of a path only: there is a /home in many a project. What may come before it is
+# `-I`, an escaped end of a line, and where some systems keep homes.
 _HOME: Final = re.compile(
-    r"(?:/home|/Users)/[^/\s'\":;,]+|/root(?![\w.-])|[A-Za-z]:\\Users\\[^\\\s]+",
+    r"(?:(?<![\w.~+@%-])|(?<=\s-[A-Z])|(?<=\\[nrt]))"
+    r"(?:(?:/var|/usr|/export|/mnt/[a-z]|/System/Volumes/Data)?(?:/home|/Users)/[^/\s'\":;,]+"
+    r"|/root(?![\w.-]))|[A-Za-z]:\\Users\\[^\\\s]+",
 )
 _URL_PASSWORD: Final = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _BEARER: Final = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE)

@@ -8,6 +8,7 @@ from datetime import datetime
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId
 from creche._outcome import CancelReason, RunOutcome
 from creche._run_life import RunLife
+from creche._run_tree import RunTree, tree_of
 from creche._store import RunStatus
 
 
@@ -72,6 +73,13 @@ class Run:
     def queued_for(self) -> float:
         """Seconds for which it waited for its turn, so far; 0.0 without a supervisor."""
         return self._life.queued_for
+
+    def tree(self) -> RunTree:
+        """What it does right now, by names of code, tools, models and agents alone.
+
+        Nothing is under way before its turn and once it has ended. Within Trio.
+        """
+        return tree_of(self._life)
 
     def cancel(self, reason: CancelReason = "user") -> None:
         """Ask the run to end. It has ended when `ended()` returns. The first reason stays."""

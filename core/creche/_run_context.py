@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
@@ -17,6 +19,7 @@ from creche._errors import RunError
 from creche._limits import Limits
 from creche._messages import AgentInput, Message
 from creche._models import Model, Usage
+from creche._programs import NOTHING
 from creche._run_life import RunLife
 from creche._statistics import Tally
 from creche._steps import Step, SubagentResult, in_parallel, in_sequence
@@ -59,19 +62,55 @@ class RunContext:
         spans: Spans,
     ) -> None:
         self._life = life
-        self.spans = spans
+        self._spans = spans
         self._asking: Asking = []
         self._models = models
         self._spawner = spawner
         self._tally = tally
         self._questions = questions
-        self.context = context
-        # The thread's history and then what this run was asked; what a sub-agent was asked.
-        self.messages = messages
-        self.emit = emitter
-        self.tools = dispatcher
-        self.limits = limits
-        self.usage = usage  # (model, what one answer cost), of the whole run
+        self._context = context
+        self._messages = messages
+        self._emitter = emitter
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._usage = usage
+
+    # All of it is the run's for good: nobody can set another's identity or voice here.
+
+    @property
+    def context(self) -> UserExecutionContext:
+        """Who it works for."""
+        return self._context
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The thread's history and then what this run was asked; what a sub-agent was asked."""
+        return self._messages
+
+    @property
+    def emit(self) -> EventEmitter:
+        """Its voice: the only way to say anything."""
+        return self._emitter
+
+    @property
+    def tools(self) -> ToolDispatcher:
+        """The tools that it may call."""
+        return self._dispatcher
+
+    @property
+    def limits(self) -> Limits:
+        """What it may spend at most."""
+        return self._limits
+
+    @property
+    def usage(self) -> list[tuple[str, Usage]]:
+        """(model, what one answer cost), of the whole run."""
+        return self._usage
+
+    @property
+    def spans(self) -> Spans:
+        """Where the spans of what it does belong."""
+        return self._spans
 
     def spent(self, model: str, usage: Usage) -> None:
         """Note what an answer of a model cost, for the run's terminal event.
@@ -88,6 +127,55 @@ class RunContext:
     async def call_tool(self, name: str, params: Mapping[str, Any]) -> ToolResult:
         """Call one of this run's tools by name; see `ToolDispatcher.dispatch`."""
         return await self.tools.dispatch(name, params)
+
+    def open_process(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] = NOTHING,
+    ) -> contextlib.AbstractAsyncContextManager[trio.Process]:
+        """A block in which a program is alive at most: it dies with the run, with all below it.
+
+        `command` is its words, without a shell. What is not asked for as a `subprocess.PIPE` is
+        nothing. Its environment is `env` and, of ours, no more than where things are (PATH,
+        HOME, TMPDIR) and what language and time zone to speak: never our secrets.
+
+        Resource handling: however the block is left, a program that is still alive is asked to
+        terminate, has `Limits.stop_timeout` to do so, and is then killed, with what it has
+        started; one that the run's end met at work is among the receipt's `processes_killed`.
+
+        Raises FileNotFoundError if there is no such program, TypeError for a command in one
+        string, and LimitExceededError past `Limits.programs` of the user's.
+        """
+        return self.tools.programs.open_process(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env
+        )
+
+    async def run_process(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        timeout: float | None = None,  # noqa: ASYNC109  as the standard library has it
+        most_bytes: int | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] = NOTHING,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end, as in `open_process`; what it said is in the result.
+
+        Its exit code is, too, and raises nothing; see `CompletedProcess.check_returncode`.
+
+        Raises what `open_process` raises, and RunError for a program that took longer than
+        `timeout` seconds (code `program_timeout`) or said more than `most_bytes`, or
+        `Limits.program_bytes`, on both streams together (`program_output`): it is then stopped.
+        """
+        return await self.tools.programs.run_process(
+            command, stdin=stdin, timeout=timeout, most_bytes=most_bytes, cwd=cwd, env=env
+        )
 
     def model(self, name: str = "default") -> Model:
         """One of the models that this process offers. Raises RunError if there is none so named.

@@ -15,6 +15,7 @@ import trio
 
 from creche._activities import Activities
 from creche._context import RunId, UserExecutionContext
+from creche._double_texting import MultitaskStrategy
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
 from creche._run_clock import RunClock
@@ -43,10 +44,13 @@ class RunLife:
         context: UserExecutionContext,
         agent: str,
         *,
+        strategy: MultitaskStrategy = "enqueue",
         disconnect_grace: float | None = None,
     ) -> None:
         self.context = context
         self.agent = agent
+        self.strategy: MultitaskStrategy = strategy
+        self.rolls_back: tuple[RunId, ...] = ()  # runs of its thread that it undoes
         self.disconnect_grace = disconnect_grace  # seconds unwatched; None: it goes on
         self.created_at: datetime = now()
         self.started_at: datetime | None = None
@@ -62,6 +66,7 @@ class RunLife:
         self.answers: tuple[QuestionRecord, ...] = ()  # that it was started by, of an ended run
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
+        self.position = 0  # when it was taken on: see `Admission.position`
         self.turn_at: float | None = None  # trio time
         self.ending_at: float | None = None  # trio time at which its end was asked for, or came
         self.tasks_at_end = 0  # that were alive then

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Final
 
 from creche._errors import CrecheError, StoreUnavailableError
+from creche._failures import identity
 from creche._journal import Journal
 from creche._messages import Message, text_of
 from creche._outcome import Receipt, RunOutcome
 from creche._run_life import RunLife
 from creche._statistics import RunStatistics
 from creche._store import NewThread, RunRecord, RunStatus, Store, StoredMessage
+
+_log: Final = logging.getLogger("creche.runs")
 
 _TITLE_LENGTH: Final = 80  # characters
 
@@ -33,6 +37,8 @@ async def call_off(journal: Journal, life: RunLife) -> None:
 async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...]) -> None:
     """Commit a run's rows: its thread if that is new, the run as queued, what it was asked.
 
+    In the same transaction, the messages of those that it rolls back go.
+
     Raises StoreUnavailableError; then nothing was written.
     """
     title = next((text_of(message) for message in asked if text_of(message)), "")
@@ -44,6 +50,7 @@ async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...
             for message in asked
         ),
         questions=life.answers,
+        rolls_back=life.rolls_back,
         speaker=life.context,
     )
 
@@ -77,4 +84,9 @@ async def why_refused(store: Store, life: RunLife, error: StoreUnavailableError)
     with contextlib.suppress(Exception):  # a store that is away does not know, either
         if await store.run(life.context.user_id, life.context.run_id) is not None:
             return CrecheError(f"run {life.context.run_id!r} has been: a run id is for one run")
+    # The writer could not know whose fault it is, so it is told here.
+    _log.warning(
+        "a commit failed and its run was not started",
+        extra={**identity(life.context), "error": repr(error.__cause__ or error)},
+    )
     return error

@@ -52,6 +52,7 @@ class RunRecord:
     last_seq: int | None = None
     reason: str | None = None  # why it was cancelled, or the code of its failure
     receipt: dict[str, Any] | None = None
+    rolled_back: bool = False  # its messages are no part of the thread; see `Commit.rolls_back`
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,9 @@ class Commit:
     epoch: str | None = None  # replaces the thread's
     new_runs: tuple[RunRecord, ...] = ()  # a run id that is taken fails the commit
     runs: tuple[RunRecord, ...] = ()  # each replaces the record of that run id
+    # Runs, new ones included, whose messages count no more, those that are yet to come neither.
+    # For good: what a later record of such a run says of it is not looked at.
+    rolls_back: tuple[RunId, ...] = ()
     messages: tuple[StoredMessage, ...] = ()  # appended
     questions: tuple[QuestionRecord, ...] = ()  # each replaces the record of that question id
     chunk: Chunk | None = None  # appended
@@ -154,7 +158,8 @@ class Store(Protocol):
     ) -> list[StoredMessage]:
         """A thread's messages: run by run, in the order in which the runs were asked for.
 
-        `last_runs` leaves out all but those of the latest so many runs.
+        `last_runs` leaves out all but those of the latest so many runs. Runs that were rolled
+        back are neither told of nor counted.
         """
         ...
 
@@ -192,7 +197,10 @@ class Store(Protocol):
         *,
         limit: int,
     ) -> list[tuple[ThreadId, StoredMessage]]:
-        """This user's messages that contain every word of the query, the newest first."""
+        """This user's messages that contain every word of the query, the newest first.
+
+        Those of runs that were rolled back are not found.
+        """
         ...
 
     async def unfinished_runs(self) -> list[RunRecord]:
@@ -278,7 +286,14 @@ class MemoryStore:
                 ),
             )
         title = thread.record.title or (commit.opens.title if commit.opens else "")
-        thread.runs.update((run.run_id, run) for run in (*commit.new_runs, *commit.runs))
+        thread.runs.update((run.run_id, run) for run in commit.new_runs)
+        for run in commit.runs:
+            before = thread.runs.get(run.run_id, run)
+            thread.runs[run.run_id] = dataclasses.replace(run, rolled_back=before.rolled_back)
+        for run_id in commit.rolls_back:
+            if run_id in thread.runs:
+                rolled_back = dataclasses.replace(thread.runs[run_id], rolled_back=True)
+                thread.runs[run_id] = rolled_back
         thread.messages.extend(commit.messages)
         thread.questions.update((each.question_id, each) for each in commit.questions)
         last_seq = thread.record.last_seq
@@ -318,7 +333,8 @@ class MemoryStore:
         thread = self._threads.get((user_id, thread_id))
         if thread is None or last_runs == 0:
             return []
-        runs = list(thread.runs)[-(last_runs or 0) :]  # and [0:] is all of them
+        counted = [run_id for run_id, run in thread.runs.items() if not run.rolled_back]
+        runs = counted[-(last_runs or 0) :]  # and [0:] is all of them
         order = {run_id: position for position, run_id in enumerate(runs)}
         kept = [stored for stored in thread.messages if stored.run_id in order]
         return sorted(kept, key=lambda stored: order[stored.run_id])
@@ -377,6 +393,7 @@ class MemoryStore:
             for (owner, thread_id), thread in self._threads.items()
             if owner == user_id
             for stored in thread.messages
+            if not (stored.run_id in thread.runs and thread.runs[stored.run_id].rolled_back)
             if words and all(word in text_of(stored.message).lower() for word in words)
         ]
         found.sort(key=lambda pair: pair[1].created_at, reverse=True)

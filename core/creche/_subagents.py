@@ -13,7 +13,7 @@ from typing import Any, Final
 import trio
 
 from creche import _events as events
-from creche._agents import AgentDescription
+from creche._agents import Agent, AgentDescription
 from creche._auditing import note_mix_up_of, record_limit
 from creche._barrier import split
 from creche._context import MAX_DEPTH, UserExecutionContext
@@ -80,7 +80,6 @@ class Subagents:
         agent = described.name
         voice = parent.emit.subagent(context, agent, described.description)
         try:
-            self._ending.watch.begin(self._infrastructure.registry.guards_of(agent))
             result = await self._answer(parent, described, context, asked, voice, spans=spans)
         # Boundary: one sub-agent. What it raises is a result to whoever spawned it.
         except BaseException as error:  # noqa: BLE001
@@ -114,13 +113,13 @@ class Subagents:
         tools = self._infrastructure.tools_of(described.name)
         sources = self._infrastructure.sources_of(described.name)
         if not sources:
-            dispatcher = parent.tools.for_subagent(context, tools, voice, spans)
+            dispatcher = parent.tools._for_subagent(context, tools, voice, spans)  # noqa: SLF001
             child = self._handed(parent, context, asked, voice, dispatcher, spans=spans)
-            return await described.agent_class().run(child)
+            return await self._made(described).run(child)
         results: list[Any] = []
 
         async def answer(child: RunContext) -> None:
-            results.append(await described.agent_class().run(child))
+            results.append(await self._made(described).run(child))
 
         async with open_tool_sources(
             sources,
@@ -131,13 +130,16 @@ class Subagents:
             outlived=self._ending.tools.abandon,
             told_to_end=lambda: self._life.ending_at,
         ) as all_tools:
-            dispatcher = parent.tools.for_subagent(context, all_tools, voice, spans)
+            dispatcher = parent.tools._for_subagent(context, all_tools, voice, spans)  # noqa: SLF001
             # In a task of its own: a nursery that it leaves open must not corrupt this one, in
             # which the sources are to be closed.
             async with trio.open_nursery() as nursery:
                 child = self._handed(parent, context, asked, voice, dispatcher, spans=spans)
                 nursery.start_soon(answer, child)
         return results[0]
+
+    def _made(self, described: AgentDescription) -> Agent:
+        return self._infrastructure.registry.make(described.name, self._ending.watch)
 
     def _handed(
         self,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import trio
 
+from creche._admission import Admission, retry_after
 from creche._answer_schema import AnswerForm
 from creche._asking import OVER, check_open, closed_as, read_answer
 from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
 from creche._context import RunId, ThreadId, UserExecutionContext, UserId, check_id, new_id
+from creche._double_texting import SUPERSEDING, MultitaskStrategy, check_strategy
 from creche._engine import ExecutionEngine
 from creche._errors import (
+    BusyError,
     CrecheError,
     DrainingError,
     LimitExceededError,
@@ -39,7 +43,8 @@ from creche._watchers import cancelled_when_unwatched
 _log: Final = logging.getLogger("creche.supervisor")
 
 _DRAINING: Final = "the server is shutting down and takes no new runs"
-_RETRY_AFTER: Final = 1.0  # seconds, told to who meets a limit on runs
+_BUSY: Final = "this thread is busy, and the run was asked for with multitask_strategy `reject`"
+_AGES_LOOKED_AT: Final = 100  # runs whose ages make a guess at how long to wait
 
 
 class Supervisor:
@@ -60,6 +65,11 @@ class Supervisor:
         # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.
         self._deletions: dict[tuple[UserId, ThreadId], int] = {}
         self._answers: set[tuple[UserId, str]] = set()  # an entry *is* `_answering`
+        self._admission: Admission[RunLife] = Admission(
+            per_user=infrastructure.limits.running_per_user,
+            most=infrastructure.limits.running,
+            weight=infrastructure.weight,
+        )
         self._draining = False
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -69,13 +79,21 @@ class Supervisor:
         agent: str,
         state: AgentInput,
         *,
+        multitask_strategy: MultitaskStrategy = "enqueue",
         disconnect_grace: float | None = None,
     ) -> Run:
         """Start a run; returns once its rows are committed.
 
-        On a busy thread it is queued. Raises what `submit` raises, and StoreUnavailableError.
+        On a busy thread it does as `submit` says. Raises what `submit` raises, and
+        StoreUnavailableError.
         """
-        run = await self.submit(context, agent, state, disconnect_grace=disconnect_grace)
+        run = await self.submit(
+            context,
+            agent,
+            state,
+            multitask_strategy=multitask_strategy,
+            disconnect_grace=disconnect_grace,
+        )
         await run.accepted()
         return run
 
@@ -85,6 +103,7 @@ class Supervisor:
         agent: str,
         state: AgentInput,
         *,
+        multitask_strategy: MultitaskStrategy = "enqueue",
         disconnect_grace: float | None = None,
     ) -> Run:
         """Take a run on: its place in its thread's order is settled when this returns.
@@ -93,11 +112,19 @@ class Supervisor:
         Once taken on, it does not depend on the caller. With a `disconnect_grace` it is
         cancelled (`disconnect`) once nobody has watched its thread for so many seconds on end.
 
+        On a busy thread, by `multitask_strategy`: `enqueue` waits for those before it; `reject`
+        raises BusyError; `interrupt` cancels, once its own rows are committed, all that runs or
+        waits there, and begins when nothing of it is left; `rollback` does so, too, and takes
+        their messages out of the thread's history in the transaction of its own rows.
+
         Raises UnknownAgentError, DrainingError, LimitExceededError, ValueError for an empty
         input; a limit that is hit is audited, and AuditUnavailableError raised if it cannot be.
         """
+        check_strategy(multitask_strategy)
         self.infrastructure.registry.describe(agent)
-        life = RunLife(context, agent, disconnect_grace=disconnect_grace)
+        life = RunLife(
+            context, agent, strategy=multitask_strategy, disconnect_grace=disconnect_grace
+        )
         return await self._take_on(life, as_messages(state))
 
     async def _take_on(self, life: RunLife, asked: tuple[Message, ...]) -> Run:
@@ -200,8 +227,21 @@ class Supervisor:
             self._answers.discard(key)
 
     def runs(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[Run, ...]:
-        """That user's live runs, oldest first; the first of a thread is its active one."""
+        """That user's live runs, oldest first; the first of a thread is its active or next one."""
         return tuple(Run(life) for life in self._lives(user_id, thread_id))
+
+    def all_runs(self) -> tuple[Run, ...]:
+        """Everybody's live runs, the oldest first: for who operates the process alone."""
+        lives = (life for own in self._runs.values() for life in own.values())
+        return tuple(map(Run, sorted(lives, key=lambda life: life.created_at)))
+
+    def position(self, run: Run) -> int:
+        """The place of a live run among those that wait, as far as that is known; 1 is the next.
+
+        0 for one that has begun, or ended.
+        """
+        life = self._runs.get(run.user_id, {}).get(run.run_id)
+        return 0 if life is None else self._admission.position(life)
 
     def _lives(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[RunLife, ...]:
         return tuple(
@@ -291,36 +331,33 @@ class Supervisor:
         if self.find(context.user_id, context.run_id) is not None:
             msg = f"run {context.run_id!r} is live already; a run id is for one run"
             raise CrecheError(msg)
-        for count, limit, what in (
-            (
-                len(self._lives(context.user_id, context.thread_id)),
-                limits.runs_per_thread,
-                "thread",
-            ),
-            (len(own), limits.runs_per_user, "user"),
-            (self.count, limits.runs, "server"),
+        of_thread = self._lives(context.user_id, context.thread_id)
+        everybodys = (life for lives in self._runs.values() for life in lives.values())
+        for count, limit, what, lives in (
+            (len(of_thread), limits.runs_per_thread, "thread", of_thread),
+            (len(own), limits.runs_per_user, "user", own.values()),
+            (self.count, limits.runs, "server", everybodys),
         ):
             if count >= limit:
                 msg = f"this {what} already has {count} runs, of {limit} that it may have"
-                raise LimitExceededError(msg, retry_after=_RETRY_AFTER)
+                raise LimitExceededError(msg, retry_after=retry_after(_ages(lives)))
 
     @contextlib.contextmanager
     def _listed(self, life: RunLife) -> Iterator[None]:
         """The run can be found, and has its place in its thread's order, inside this block."""
         user_id, thread_id = life.context.user_id, life.context.thread_id
         life.listed_at = trio.current_time()
-        if not self._lives(user_id, thread_id):
-            life.take_turn()
+        _begin(self._admission.enter(life, user_id, thread_id))
+        life.position = self._admission.position(life)
         self._runs.setdefault(user_id, {})[life.context.run_id] = life
         try:
             yield
         finally:
             own = self._runs[user_id]
             del own[life.context.run_id]
-            for following in self._lives(user_id, thread_id)[:1]:
-                following.take_turn()
             if not own:
                 del self._runs[user_id]
+            _begin(self._admission.leave(life))
             life.end()  # the last of all, so that who waited finds the thread free
             self._changed.unpark_all()
 
@@ -332,7 +369,14 @@ class Supervisor:
         task_status: trio.TaskStatus[RunLife],
     ) -> None:
         """A run's task, from its rows' commit to its terminal event's."""
-        self._check_limits(life.context)  # here, since between this and the next line nobody acts
+        # All of this here, since between it and being listed nobody acts.
+        self._check_limits(life.context)
+        earlier = self._lives(life.context.user_id, life.context.thread_id)
+        if earlier and life.strategy == "reject":
+            raise BusyError(_BUSY)
+        if life.strategy == "rollback":
+            life.rolls_back = tuple(other.context.run_id for other in earlier)
+        del earlier
         with self._listed(life):
             # Nothing is committed before this, so a caller that is cancelled here leaves nothing.
             task_status.started(life)
@@ -366,7 +410,12 @@ class Supervisor:
         try:
             attached = self.journals.attached(life.context.user_id, life.context.thread_id)
             journal = await stack.enter_async_context(attached)
+            # Nothing above gives way to a run that is taken on later, so that they are stored in
+            # their order, and what a run rolls back is stored before it.
             await propose_run(journal, life, asked)
+            if life.strategy in SUPERSEDING:
+                # Not before: if the store had refused this one, the others would have gone on.
+                self._supersede(life)
         except trio.Cancelled:
             # Whether it was committed is not known; if it was, the next start ends it as lost.
             life.refusal = DrainingError(_DRAINING)
@@ -385,25 +434,31 @@ class Supervisor:
             life.accepted.set()
         return journal
 
+    def _supersede(self, life: RunLife) -> None:
+        """End whatever was taken on before it on its thread."""
+        lives = self._lives(life.context.user_id, life.context.thread_id)
+        for other in itertools.takewhile(lambda other: other is not life, lives):
+            other.cancel("superseded")
+            _begin(self._admission.excuse(other))
+        life.position = self._admission.position(life)
+
     async def _execute(self, life: RunLife, asked: tuple[Message, ...], journal: Journal) -> None:
         await life.roused.wait()
         if not life.turn.is_set():
+            _begin(self._admission.excuse(life))
             await call_off(journal, life)
             await life.turn.wait()
 
         async def history() -> Sequence[Message]:
             limits = self.infrastructure.limits
             stored = await journal.history(limits.history_runs + limits.runs_per_thread)
-            # Those of runs that wait behind this one are committed, too, but not yet said.
-            waiting = {
+            # Those of runs that wait behind this one are committed, too, but not yet said. Its own
+            # may be rolled back this very moment: it is then cancelled in the next.
+            live = {
                 other.context.run_id
                 for other in self._lives(life.context.user_id, life.context.thread_id)
             }
-            return [
-                item.message
-                for item in stored
-                if item.run_id == life.context.run_id or item.run_id not in waiting
-            ]
+            return [*(item.message for item in stored if item.run_id not in live), *asked]
 
         engine = ExecutionEngine(life, self.infrastructure, journal, self.quotas)
         # Nobody else asks for it, unless engines without a supervisor share its journals.
@@ -431,6 +486,19 @@ def _asks(life: RunLife, question_id: str) -> Asking | None:
     if questions is None or questions.open is None:
         return None
     return questions if questions.open.question_id == question_id else None
+
+
+def _begin(lives: Iterable[RunLife]) -> None:
+    for life in lives:
+        life.take_turn()
+
+
+def _ages(lives: Iterable[RunLife]) -> Iterator[float]:
+    """For how long the first of these have been executing, s."""
+    moment = trio.current_time()
+    for life in itertools.islice(lives, _AGES_LOOKED_AT):
+        if life.turn_at is not None:
+            yield moment - life.turn_at
 
 
 async def _entries(journal: Journal, after: int) -> AsyncGenerator[Entry]:

@@ -12,10 +12,17 @@ _MOST: int = 50  # tasks that are worth naming
 
 def tasks_below(nursery: trio.Nursery) -> Iterator[trio.lowlevel.Task]:
     """Its tasks and theirs, each before those below it."""
-    for task in tuple(nursery.child_tasks):
+    waiting = list(nursery.child_tasks)  # no recursion: who nests deeply must not stop the counting
+    while waiting:
+        task = waiting.pop()
         yield task
-        for inner in task.child_nurseries:
-            yield from tasks_below(inner)
+        waiting.extend(tasks_of(task))
+
+
+def tasks_of(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    """Those directly below it, in whichever of its nurseries."""
+    for inner in task.child_nurseries:
+        yield from inner.child_tasks
 
 
 def count_tasks(nursery: trio.Nursery | None) -> int:
@@ -23,8 +30,22 @@ def count_tasks(nursery: trio.Nursery | None) -> int:
     return 0 if nursery is None else sum(1 for _ in tasks_below(nursery))
 
 
+def name_of_code(task: trio.lowlevel.Task) -> str:
+    """`module.function` that it was started with.
+
+    Not Trio's own name for it, which whoever starts a task may choose: it may be anything.
+    """
+    coro = task.coro
+    code = getattr(coro, "cr_code", None)
+    if code is None:  # of another kind than `async def` makes
+        return type(coro).__name__
+    frame = coro.cr_frame
+    module = "?" if frame is None else frame.f_globals.get("__name__", "?")
+    return f"{module}.{code.co_qualname}"
+
+
 def where_it_stands(task: trio.lowlevel.Task) -> str:
-    """`module.function:line` of the innermost frame that is not Trio's own.
+    """`module.function:line` of the innermost frame that is not Trio's own, if there is one.
 
     Names of code only: no path, no argument, nothing that a user said.
     """
@@ -33,7 +54,7 @@ def where_it_stands(task: trio.lowlevel.Task) -> str:
         if not frame.f_globals.get("__name__", "").startswith("trio."):
             standing = frame, line
     if standing is None:
-        return task.name
+        return name_of_code(task)
     frame, line = standing
     return f"{frame.f_globals.get('__name__', '?')}.{frame.f_code.co_qualname}:{line}"
 

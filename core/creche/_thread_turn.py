@@ -1,4 +1,4 @@
-"""A thread's turn: one run at a time has it, and those that want it get it in order."""
+"""A thread's turn: one at a time has it, and those that want it get it in order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 
 import trio
 
+from creche._context import ThreadId, UserId
 from creche._errors import CrecheError
 
 
 class ThreadTurn:
-    """Held while a run is executed on a thread. It belongs to the thread's live journal."""
+    """Held while a run is executed on a thread. A live journal has one: see `ThreadTurns`, too."""
 
     def __init__(self) -> None:
         self._lock = trio.Lock()  # a fair one: handed on in the order of asking
@@ -27,13 +28,14 @@ class ThreadTurn:
     async def taken(self) -> AsyncIterator[None]:
         """The turn is this task's inside the block; waits for it.
 
-        Who is cancelled while waiting is in nobody's way. Raises CrecheError within the very run
-        that has it: that would wait for itself.
+        Who is cancelled while waiting is in nobody's way. Raises CrecheError within the very run,
+        or block, that has it: that would wait for itself.
         """
         if self._is_held_around_us():
             msg = (
-                "a run cannot execute another on its own thread, which must wait for its end: "
-                "use `run.spawn` for a part of a run, or another thread"
+                "a run cannot execute another on its own thread, which must wait for its end, and "
+                "an engine cannot be opened within another's block on one thread: use `run.spawn` "
+                "for a part of a run, leave the first block before, or take another thread"
             )
             raise CrecheError(msg)
         try:
@@ -58,3 +60,35 @@ class ThreadTurn:
                 # in an earlier one is beside the run, and does well to wait.
                 return nursery in holder.child_nurseries[self._nurseries_before :]
         return holder is not None
+
+
+class ThreadTurns:
+    """The turns that an infrastructure lends to engines that open a thread's journal by themselves.
+
+    Two journals of one thread at once would go on from the same entry, so that the store could
+    take but one of them.
+    """
+
+    def __init__(self) -> None:
+        # {whose thread: its turn}; an entry *is* `taken`.
+        self._turns: dict[tuple[UserId, ThreadId], ThreadTurn] = {}
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def wanted_by(self, user_id: UserId, thread_id: ThreadId) -> int:
+        """How many have that thread's turn or wait for it."""
+        turn = self._turns.get((user_id, thread_id))
+        return 0 if turn is None else turn.wanted_by
+
+    @contextlib.asynccontextmanager
+    async def taken(self, user_id: UserId, thread_id: ThreadId) -> AsyncIterator[None]:
+        """That user's thread is this task's inside the block. See `ThreadTurn.taken`."""
+        key = (user_id, thread_id)
+        turn = self._turns.setdefault(key, ThreadTurn())
+        try:
+            async with turn.taken():
+                yield
+        finally:
+            if not turn.wanted_by:
+                del self._turns[key]

@@ -22,6 +22,7 @@ from creche._errors import AuditUnavailableError, RunError
 from creche._failures import identity
 from creche._limits import Limits
 from creche._outcome import AbandonedThread, StopMeans, StoppedTool, tools_to_dict
+from creche._programs import Programs
 from creche._quotas import ToolShare
 from creche._redaction import redact_text
 from creche._store import now
@@ -99,6 +100,7 @@ class ToolCalls:
         limits: Limits,
         *,
         share: ToolShare,
+        programs: Programs,
         policy: ToolPolicy,
         approver: Approver | None,
         audit: SecurityAudit | None,
@@ -114,6 +116,7 @@ class ToolCalls:
         self._context = context
         self._limits = limits
         self._share = share
+        self._programs = programs
         self._approver = approver
 
     async def result(
@@ -218,17 +221,18 @@ class ToolCalls:
             except BaseException as error:  # noqa: BLE001
                 return self._failed(call, error)
         del self.tally.stopped[-1]  # by its own deadline, which is no matter of the run's end
+        late = f"took longer than {self._limits.tool_timeout:g} s"
+        if call.how == "abandoned":  # who asks again has it at work twice
+            late += "; it would not stop and may still be at work"
+        else:
+            late += " and was stopped"
         _log.warning(
-            "tool %s took longer than %g s and was stopped",
+            "tool %s %s",
             called.name,
-            self._limits.tool_timeout,
+            late,
             extra={**identity(self._context), "tool_call_id": call_id},
         )
-        return failure(
-            call_id,
-            f"The tool took longer than {self._limits.tool_timeout:g} s and was stopped.",
-            code="tool_timeout",
-        )
+        return failure(call_id, f"The tool {late}.", code="tool_timeout")
 
     def _told(self, content: str) -> str:
         """A result as the model gets it: whole, but for what is too long. It is redacted later."""
@@ -241,7 +245,9 @@ class ToolCalls:
         called = call.tool
         stop = StopFlag()
         if called.context_parameter is not None:
-            keywords[called.context_parameter] = ToolContext(self._context, call.id, stop)
+            keywords[called.context_parameter] = ToolContext(
+                self._context, call.id, stop, self._programs if called.is_async else None
+            )
 
         def abandon() -> None:
             call.how = "abandoned"
@@ -286,8 +292,9 @@ class ToolCalls:
         told = any(isinstance(leaf, RunError) for leaf in leaves(fault))
         _log.log(
             logging.INFO if told else logging.WARNING,
-            "tool %s failed",
+            "tool %s failed%s",
             name,
+            f" ({code_of(fault)})" if told else "",
             exc_info=None if told else fault,
             extra={**identity(self._context), "tool_call_id": call_id},
         )

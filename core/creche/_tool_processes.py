@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from creche._descendants import BETWEEN_LOOKS, is_still, kill_children
+from creche._descendants import kill_tree
 from creche._tools import Tool
 
 # A fresh interpreter looks for modules where we do before it imports any.
@@ -93,7 +92,7 @@ async def call_in_process(
         raise
     finally:
         with trio.move_on_after(kill_timeout, shield=True) as dying:
-            await _end(process.pid)
+            await kill_tree(process.pid)
             await process.wait()
         if dying.cancelled_caught:
             outlived()
@@ -101,18 +100,6 @@ async def call_in_process(
             await process.stdin.aclose()
             await process.stdout.aclose()
     return _checked(bytes(received), process.returncode)
-
-
-async def _end(pid: int) -> None:
-    """Kill a process that is not reaped yet, so its number cannot be another's, and those below."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGSTOP)  # it starts no more, and keeps whoever comes to it
-    try:
-        while not is_still(pid) or kill_children(pid):  # noqa: ASYNC110  no event tells of these
-            await trio.sleep(BETWEEN_LOOKS)
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
 
 
 def _checked(received: bytes, returncode: int | None) -> Answer:

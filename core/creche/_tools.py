@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import subprocess
 import threading
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import msgspec
+import trio
 
 from creche._arguments import ArgumentsCheck, parse_arguments, parse_object
 from creche._barrier import leaves
@@ -19,6 +22,7 @@ from creche._context import ToolCallId, UserExecutionContext, frozen
 from creche._errors import RunError, ToolDefinitionError
 from creche._models import ToolSpec
 from creche._owned import OwnedWalk, advice, faults
+from creche._programs import Programs
 from creche._redaction import printable
 
 
@@ -49,6 +53,28 @@ class ToolContext:
     context: UserExecutionContext
     tool_call_id: ToolCallId
     stop: StopFlag
+    programs: Programs | None = None  # of an async tool: what it may start
+
+    def open_process(
+        self, command: Sequence[str], **options: Any
+    ) -> contextlib.AbstractAsyncContextManager[trio.Process]:
+        """Start a program in a block of this tool's; see `RunContext.open_process`.
+
+        Raises ToolDefinitionError in a sync tool, which has no block that a cancel could end.
+        """
+        return self._starting().open_process(command, **options)
+
+    async def run_process(
+        self, command: Sequence[str], **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end; see `RunContext.run_process`. Raises as `open_process`."""
+        return await self._starting().run_process(command, **options)
+
+    def _starting(self) -> Programs:
+        if self.programs is None:
+            msg = "a sync tool starts no programs through its context; make it `async def`"
+            raise ToolDefinitionError(msg)
+        return self.programs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +108,67 @@ class Tool:
         # `deepcopy`, and this is done for each tool at each turn.
         copied = msgspec.json.decode(msgspec.json.encode(self.parameters, enc_hook=dict))
         return ToolSpec(name=self.name, description=self.description, parameters=copied)
+
+
+def tools_in(found: object, where: str) -> tuple[Tool, ...]:
+    """What `where` was given as its tools. Raises TypeError, which says what to write instead."""
+    listed = tools_or_names_in(found, where)
+    for item in listed:
+        if isinstance(item, str):
+            msg = f"{where}: {item!r} is a name, and no tool: give the tool itself"
+            raise TypeError(msg)
+    return cast("tuple[Tool, ...]", listed)
+
+
+def tools_or_names_in(found: object, where: str) -> tuple[Tool | str, ...]:
+    """The same where a tool may be named. Raises TypeError."""
+    what: str | None = None
+    if isinstance(found, (Tool, str)):
+        what = "a tool" if isinstance(found, Tool) else "a name"
+    elif callable(found):
+        what = "a function"
+    listed = _listed(found, where, "tools", what, f"({_called(found)},)")
+    for item in listed:
+        if not isinstance(item, (Tool, str)):
+            name = _called(item)
+            if inspect.isfunction(item):
+                msg = f"{where}: {name} is no tool: put @creche.tool above it"
+            else:
+                msg = f"{where}: {name} is no tool: @creche.tool makes one of a function"
+            raise TypeError(msg)
+    return cast("tuple[Tool | str, ...]", listed)
+
+
+def names_in(found: object, where: str, attribute: str) -> tuple[str, ...]:
+    """The names that an attribute lists. Raises TypeError, which says what to write instead."""
+    what = "a name" if isinstance(found, str) else None
+    listed = _listed(found, where, attribute, what, f"({found!r},)")
+    for item in listed:
+        if not isinstance(item, str):
+            msg = f"{where}: `{attribute}` lists names, and {_called(item)} is none"
+            raise TypeError(msg)
+    return cast("tuple[str, ...]", listed)
+
+
+def _listed(
+    found: object, where: str, attribute: str, what: str | None, instead: str
+) -> tuple[object, ...]:
+    """What is listed; `what` is told where something stands there that ought to be in a list."""
+    if what is not None:
+        msg = f"{where}: `{attribute}` is {what}, not a tuple of them: write {instead}"
+        raise TypeError(msg)
+    if not isinstance(found, Iterable):
+        msg = f"{where}: `{attribute}` must be a tuple, not {_called(found)}"
+        raise TypeError(msg)
+    return tuple(cast("Iterable[object]", found))
+
+
+def _called(item: object) -> str:
+    """What somebody calls it in their code, or its type: a value may be a secret."""
+    if isinstance(item, str):
+        return repr(item)
+    name = item.name if isinstance(item, Tool) else getattr(item, "__name__", None)
+    return name if isinstance(name, str) else f"something of type {type(item).__name__}"
 
 
 def check_names(names: Iterable[str], where: str) -> None:

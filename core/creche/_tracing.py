@@ -67,8 +67,8 @@ class Tracer(Protocol):
     The spans of a run, a tool call and a sub-agent begin and end in one task, one within the
     other; a model call's ends where the agent leaves its block, which may be elsewhere.
 
-    Error handling: an exception that it raises is logged, once for each run, and the run goes
-    on. A span that could not begin is left out, and those in it are within the one around it.
+    Error handling: whatever it raises is logged, once for each run, and the run goes on. A span
+    that could not begin is left out, and those in it are within the one around it.
     """
 
     def begin(self, started: SpanStart, parent: Span | None) -> Span:
@@ -104,21 +104,25 @@ class _Telling:
         try:
             return self._tracer.begin(started, parent)
         # Boundary: one call of the embedder's tracer. No run may end for not being told of.
-        except Exception as error:  # noqa: BLE001
-            self._note(error, started)
+        except BaseException as error:  # noqa: BLE001
+            self._stop(error, started)
             return None
 
     def end(self, span: Span, started: SpanStart, ended: SpanEnd) -> None:
         try:
             span.end(ended)
-        except Exception as error:  # noqa: BLE001  boundary: as above
-            self._note(error, started)
+        except BaseException as error:  # noqa: BLE001  boundary: as above
+            self._stop(error, started)
 
-    def _note(self, error: Exception, started: SpanStart) -> None:
-        if not self._has_failed:
+    def _stop(self, error: BaseException, started: SpanStart) -> None:
+        """Log what a barrier stops; raise what passes one."""
+        passing, failure = split(error)
+        if failure is not None and not self._has_failed:
             self._has_failed = True
             ids = {"user_id": started.user_id, "run_id": started.run_id}
-            _log.warning("the tracer failed; a run goes on without it", exc_info=error, extra=ids)
+            _log.warning("the tracer failed; a run goes on without it", exc_info=failure, extra=ids)
+        if passing is not None:
+            raise passing
 
 
 class Spans:

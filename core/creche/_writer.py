@@ -4,7 +4,8 @@ It knows neither threads nor events, only sources that have something to commit.
 for `commit_interval`, and then everybody's go together; urgent sources (somebody waits for a
 barrier) are committed at once. If a group fails, its members are tried singly, so that one
 bad row harms only its owner; what failed is tried again, ever more slowly, until it is taken.
-Where a failure may hide that it was taken, since its answer was lost, the store is asked.
+Where a failure may hide that it was taken, since its answer was lost, the store is asked; and
+where a log went on in the store without us, what is to follow our own entries is given up.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final, Protocol
 
 import trio
 
-from creche._errors import CommitInDoubtError, StoreUnavailableError
+from creche._errors import CommitInDoubtError, LogConflictError, StoreUnavailableError
 from creche._limits import Limits
 from creche._store import Commit, Store
 
@@ -42,7 +43,10 @@ class Source(Protocol):
         ...
 
     def refuse(self, commit: Commit, error: Exception) -> bool:
-        """That commit is not in the store. Whether anything remains to be taken."""
+        """That commit is not in the store. Whether anything remains to be taken.
+
+        With a LogConflictError it never can be, nor anything after it.
+        """
         ...
 
 
@@ -143,7 +147,7 @@ class Writer:
             return
         except Exception as error:  # noqa: BLE001  boundary: one group of commits
             if len(group) == 1:
-                self._refuse(*group[0], error)
+                await self._refuse(*group[0], error)
                 return
         else:
             for source, commit in group:
@@ -163,7 +167,7 @@ class Writer:
                 self._doubtful[source] = commit
                 self._postpone(source, commit, error)
             except Exception as error:  # noqa: BLE001  boundary: one commit
-                self._refuse(source, commit, error)
+                await self._refuse(source, commit, error)
             else:
                 some_went = True
                 self._settle(source, commit)
@@ -172,7 +176,7 @@ class Writer:
                 for spared, its_commit in group[position:]:
                     # An error of their own: what the others failed of is the others' matter.
                     untried = StoreUnavailableError("the store takes nothing just now")
-                    self._refuse(spared, its_commit, untried)
+                    self._give_back(spared, its_commit, untried)
                 return
 
     async def _out_of_doubt(self, sources: list[Source]) -> list[Source]:
@@ -215,23 +219,73 @@ class Writer:
         self._doubtful.pop(source, None)
         source.settle(commit)  # marks itself again if more has come
 
-    def _refuse(self, source: Source, commit: Commit, error: Exception) -> None:
+    async def _refuse(self, source: Source, commit: Commit, error: Exception) -> None:
+        """Have it tried again, unless that has been done and it turns out to be of no use."""
+        if source in self._ailing and await self._is_overtaken(commit):
+            _log.error(
+                "a thread's log was written by somebody else at the same time; what was said here "
+                "cannot follow it and is given up",
+                extra={"thread_id": commit.thread_id, "user_id": commit.user_id},
+            )
+            msg = (
+                f"thread {commit.thread_id!r} was written by somebody else at the same time, so "
+                "what was said here cannot be stored: share `journals` with whoever else writes "
+                "on this store"
+            )
+            self._give_back(source, commit, LogConflictError(msg))
+        else:
+            self._give_back(source, commit, error)
+
+    async def _is_overtaken(self, commit: Commit) -> bool:
+        """Whether its entries do not follow what the store has; False if it cannot be asked."""
+        if commit.chunk is None:
+            return False
+        try:
+            thread = await self._store.thread(commit.user_id, commit.thread_id)
+        except Exception:  # noqa: BLE001  boundary: one question to a store that may be away
+            return False
+        if thread is None:
+            return commit.opens is None or commit.chunk.first_seq != 1
+        return thread.last_seq != commit.chunk.first_seq - 1
+
+    def _give_back(self, source: Source, commit: Commit, error: Exception) -> None:
+        if isinstance(error, LogConflictError):
+            source.refuse(commit, error)
+            self._forget(source)
+            return
         # First: what it marks while it is asked must wait for the retry, too.
-        self._postpone(source, commit, error)
-        if not source.refuse(commit, error):
-            del self._ailing[source]
+        delay = self._put_off(source)
+        if source.refuse(commit, error):
+            _log_failure(commit, error, delay)
+            return
+        del self._ailing[source]
+        # It need not be the store's fault: a run's id may have been used before. Whoever asked
+        # for it knows.
+        _log.info("a commit was not taken, and who asked for it was told", extra=_of(commit, error))
 
     def _postpone(self, source: Source, commit: Commit, why: object) -> None:
-        """Try that source again, later each time."""
+        """Try that source again, later each time, and say so."""
+        _log_failure(commit, why, self._put_off(source))
+
+    def _put_off(self, source: Source) -> float:
+        """The seconds until that source is tried again: more at each failure."""
         ailing = self._ailing.get(source)
         delay = min(ailing.delay * 2, _LAST_RETRY) if ailing else _FIRST_RETRY
-        _log.warning(
-            "a commit failed and is tried again in %.1f s",
-            delay,
-            extra={"thread_id": commit.thread_id, "user_id": commit.user_id, "error": repr(why)},
-        )
         self._ailing[source] = _Ailing(trio.current_time() + delay, delay)
+        return delay
+
+    def _forget(self, source: Source) -> None:
+        self._ailing.pop(source, None)
+        self._dirty.pop(source, None)
 
     def _forget_well(self, sources: list[Source]) -> None:
         for source in sources:
             self._ailing.pop(source, None)
+
+
+def _log_failure(commit: Commit, why: object, delay: float) -> None:
+    _log.warning("a commit failed and is tried again in %.1f s", delay, extra=_of(commit, why))
+
+
+def _of(commit: Commit, why: object) -> dict[str, str]:
+    return {"thread_id": commit.thread_id, "user_id": commit.user_id, "error": repr(why)}

@@ -19,15 +19,16 @@ from collections.abc import (
 )
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import creche
+from creche._admission import equal_weight
 from creche._ambient import Surroundings, look_around, surroundings
 from creche._connections import Connections
 from creche._forwarding import Send, open_forwarding
 from creche._own_log import open_own_log
 from creche._quotas import ToolQuotas
-from creche._tool_calls import allow_every_tool
+from creche._tool_calls import ToolTally, allow_every_tool
 
 __all__ = [
     "AgentInstanceFactory",
@@ -63,6 +64,7 @@ async def open_infrastructure(
     models: Mapping[str, creche.Model] | None = None,
     tool_policy: creche.ToolPolicy | None = None,
     approver: creche.Approver | None = None,
+    weight: creche.Weight = equal_weight,
     limits: creche.Limits | None = None,
     store: creche.Store | None = None,
     audit: creche.SecurityAudit | None = None,
@@ -83,6 +85,7 @@ async def open_infrastructure(
         models=models or {},
         tool_policy=tool_policy or allow_every_tool,
         approver=approver,
+        weight=weight,
         limits=limits or creche.Limits(),
         store=store or creche.MemoryStore(),
         audit=audit,
@@ -104,6 +107,24 @@ async def open_infrastructure(
 
 def _warn(old: str, new: str) -> None:
     warnings.warn(f"{old} is of the older design: write `{new}`", DeprecationWarning, stacklevel=3)
+
+
+def _around() -> creche.Infrastructure | None:
+    """That of `open_infrastructure` around this call, if there is one."""
+    around = surroundings.get()
+    return None if around is None else cast("creche.Infrastructure", around.infrastructure)
+
+
+class _Counted:
+    """Counts calls for as long as it lives, where nothing around does: each call is a block."""
+
+    def __init__(self) -> None:
+        self._own = creche.ToolQuotas(creche.Limits())
+
+    @property
+    def quotas(self) -> creche.ToolQuotas | None:
+        """What to pass to a block; None where those around count."""
+        return self._own if surroundings.get() is None else None
 
 
 class _Block:
@@ -136,19 +157,22 @@ class AgentInstanceFactory:
     """Makes agents anew. Runs do that by themselves."""
 
     def __init__(self, registry: creche.AgentClassRegistry | None = None) -> None:
-        _warn("AgentInstanceFactory", "registry.describe(name).agent_class()")
+        _warn("AgentInstanceFactory", "registry.make(name)")
         self._registry = registry
 
     def create_agent_instance(
         self, name: str, context: creche.UserExecutionContext
     ) -> creche.Agent:
-        """An instance for this context alone. Raises UnknownAgentError."""
+        """An instance for this context alone, as runs make theirs. Raises UnknownAgentError."""
         if type(context) is not creche.UserExecutionContext:
             msg = f"an agent is made for a UserExecutionContext, not {type(context).__name__}"
             raise creche.InvalidContextError(msg)
-        registry = self._registry or look_around("a registry").infrastructure.registry
-        agent: creche.Agent = registry.describe(name).agent_class()
-        return agent
+        registry: creche.AgentClassRegistry | None = self._registry
+        if registry is None:
+            registry = cast(
+                "creche.Infrastructure", look_around("a registry").infrastructure
+            ).registry
+        return registry.make(name)
 
 
 # --- execution
@@ -245,6 +269,7 @@ class ToolDispatcher:
         _warn("ToolDispatcher(...)", _DISPATCHER)
         self._context = context
         self._tools = tools if tools is None else tuple(tools)
+        self._counted, self._tally = _Counted(), ToolTally()
 
     @staticmethod
     def create_scoped_dispatcher_context(
@@ -268,7 +293,7 @@ class ToolDispatcher:
 
     def _opened(self) -> AbstractAsyncContextManager[creche.ToolDispatcher]:
         return creche.ToolDispatcher.create_scoped_dispatcher_context(
-            self._context, tools=self._tools
+            self._context, tools=self._tools, quotas=self._counted.quotas, tally=self._tally
         )
 
 
@@ -281,6 +306,7 @@ class RequestScopedToolDispatcher(_Block, ToolDispatcher):
         _warn("RequestScopedToolDispatcher", _DISPATCHER)
         self._context = context
         self._tools = tools if tools is None else tuple(tools)
+        self._counted, self._tally = _Counted(), ToolTally()
         _Block.__init__(self)
 
     async def __aenter__(self) -> creche.ToolDispatcher:
@@ -293,12 +319,15 @@ class ToolExecutorFactory:
     def __init__(self, tools: Iterable[creche.Tool] | None = None) -> None:
         _warn("ToolExecutorFactory", _DISPATCHER)
         self._tools = tools if tools is None else tuple(tools)
+        self._counted = _Counted()
 
     def create_tool_executor(
         self, context: creche.UserExecutionContext
     ) -> AbstractAsyncContextManager[creche.ToolDispatcher]:
         """A block that has a dispatcher of this context's own."""
-        return creche.ToolDispatcher.create_scoped_dispatcher_context(context, tools=self._tools)
+        return creche.ToolDispatcher.create_scoped_dispatcher_context(
+            context, tools=self._tools, quotas=self._counted.quotas
+        )
 
 
 # --- sockets
@@ -330,9 +359,9 @@ class WebSocketConnectionPool:
         context that has a connection. If `send` fails, nothing more is sent to this socket, whose
         place is free again, and its block is cancelled and raises what `send` raised.
         """
-        audit, around = self._audit, surroundings.get()
-        if audit is None and around is not None:
-            audit = around.infrastructure.audit
+        audit, made = self._audit, _around()
+        if audit is None and made is not None:
+            audit = made.audit
         return self._connections.held(context, send, audit)
 
     async def send_to_user(self, context: creche.UserExecutionContext, data: bytes) -> int:
@@ -354,7 +383,10 @@ class WebSocketEventEmitter(_Block):
         super().__init__()
 
     async def __aenter__(self) -> creche.EventEmitter:
-        log = await self._stack.enter_async_context(open_own_log(self._context, creche.Limits()))
+        made = _around()
+        limits, audit = (made.limits, made.audit) if made else (creche.Limits(), None)
+        opened = open_own_log(self._context, limits, audit=audit)
+        log = await self._stack.enter_async_context(opened)
         self._sent = await self._stack.enter_async_context(open_forwarding(log.journal, self._send))
         return log.emitter
 

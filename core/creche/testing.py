@@ -1,4 +1,4 @@
-"""For those who test agents, and for benchmarks: a model that does what it is told."""
+"""For those who test agents, and for benchmarks: a model that does what it is told, and orphans."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from creche._background import open_background
 from creche._errors import ModelError
 from creche._messages import Message, ToolMessage, UserMessage, text_of
 from creche._models import ModelPart, TextDelta, ToolCallRequest, ToolSpec, Usage
+from creche._orphans import assert_no_orphans
 
-__all__ = ["Directives", "Pacer", "ScriptedModel", "open_pacer"]
+__all__ = ["Directives", "Pacer", "ScriptedModel", "assert_no_orphans", "open_pacer"]
 
 _NUMBER: Final = re.compile(r"\d{1,9}(?:\.\d+)?")
 _TOOL: Final = re.compile(r"[A-Za-z_][\w.-]*")

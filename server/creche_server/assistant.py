@@ -15,6 +15,9 @@ from creche_server.words import telling
 _MOST_FOUND: Final = 5
 _EXCERPT: Final = 300  # characters
 
+# Of all that a server provides to agents that name them.
+TOOL_NAMES: Final = ("calculator", "clock", "search_history")
+
 
 class Assistant(ModelAgent):
     """Answers questions, and calculates, tells the time and looks up earlier chats for that."""
@@ -24,7 +27,7 @@ class Assistant(ModelAgent):
         "could: the calculator for arithmetic, the clock for dates and times, search_history "
         "for what was said in earlier conversations."
     )
-    tools = ("calculator", "clock", "search_history")
+    tools = TOOL_NAMES
 
 
 def assistant_with(sources: tuple[str, ...]) -> type[Assistant]:

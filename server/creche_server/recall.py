@@ -41,10 +41,10 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 class UnknownRunError(ValueError):
-    """`before` names no run of this thread."""
+    """There is no such run among those that were asked about."""
 
-    def __init__(self) -> None:
-        super().__init__("`before` names no run of this thread")
+    def __init__(self, message: str = "`before` names no run of this thread") -> None:
+        super().__init__(message)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,9 +94,7 @@ async def recall(
     """
     if before is None:
         return await _latest(store, user_id, thread_id, limit=limit)
-    runs = await store.runs(user_id, thread_id)
-    preceding = runs[: _position(runs, before)]
-    newer = len(runs) - len(preceding)
+    preceding, newer = _split(await store.runs(user_id, thread_id), before)
     return await _latest(store, user_id, thread_id, limit=limit, newer=newer, among=preceding)
 
 
@@ -124,9 +122,7 @@ async def history(
     Each state holds what the one before it held, so together they are bounded as one reply is.
     Raises UnknownRunError, and what the store raises.
     """
-    runs = await store.runs(user_id, thread_id)
-    preceding = runs if before is None else runs[: _position(runs, before)]
-    newer = len(runs) - len(preceding)
+    preceding, newer = _split(await store.runs(user_id, thread_id), before)
     recalled = await _latest(
         store, user_id, thread_id, limit=MOST_RUNS, newer=newer, among=preceding
     )
@@ -168,6 +164,15 @@ def _state(run: RunRecord, recalled: Recalled) -> dict[str, Any]:
         "created_at": run.created_at.isoformat(),
         "ended_at": run.ended_at.isoformat() if run.ended_at else None,
     }
+
+
+def _split(runs: Sequence[RunRecord], before: RunId | None) -> tuple[list[RunRecord], int]:
+    """The runs that precede one, or all, and how many do not; those rolled back are passed over."""
+    position = len(runs) if before is None else _position(runs, before)
+    preceding, rest = (
+        [run for run in part if not run.rolled_back] for part in (runs[:position], runs[position:])
+    )
+    return preceding, len(rest)
 
 
 def _position(runs: Sequence[RunRecord], run_id: RunId) -> int:

@@ -32,7 +32,7 @@ from creche import (
 )
 from creche_server.admission import Sockets
 from creche_server.application import Application
-from creche_server.assistant import assistant_with, calculator, clock, history_tool
+from creche_server.assistant import TOOL_NAMES, assistant_with, calculator, clock, history_tool
 from creche_server.audit import open_data
 from creche_server.auth import Auth
 from creche_server.data_directory import address_file, load_key
@@ -86,9 +86,11 @@ async def serve(
     the audit's records instead of what the settings say. `loaded` names the modules that the
     agents were found in, whose state is counted beside that of the agents' own. Raises
     AlreadyServedError, AuditTamperedError, McpServerError, TracingUnavailableError, OSError if
-    the address cannot be had, and what opening the database or the model raises.
+    the address cannot be had, ValueError as `check_provided` does, and what opening the database
+    or the model raises.
     """
     application = application or Application()
+    check_provided(application, settings)
     sources = mcp_sources(settings.mcp, os.environ)
     async with open_tracing(settings.otlp_endpoint) as tracer:
         async with open_data(settings, audit_sink) as audit:
@@ -99,6 +101,8 @@ async def serve(
                     _log.warning("%s of a server that died ended as lost", runs)
                 tools = (calculator, clock, history_tool(store))
                 registry = all_agents(application.registry, settings.mcp.for_assistant)
+                if "assistant" in application.registry:
+                    _log.info("the agent 'assistant' is your own, in place of creche's")
                 async with open_models(
                     settings.model,
                     offers(registry, tools),
@@ -273,6 +277,23 @@ def _grace(settings: Settings) -> float:
     if settings.otlp_endpoint is not None:
         ending += FLUSH_TIMEOUT
     return max(0.0, settings.shutdown_timeout - ending)
+
+
+def check_provided(application: Application, settings: Settings) -> None:
+    """Raise ValueError for an agent that wants a tool or an MCP server that is not there.
+
+    Opens nothing, so that nothing is left of a server that could not have run.
+    """
+    servers = tuple(settings.mcp.servers)
+    for name in application.registry:
+        for wanted in application.registry.describe(name).tool_sources:
+            if wanted not in servers:
+                msg = (
+                    f"agent {name!r} wants the MCP server {wanted!r}, which the settings do not "
+                    f"name: they need [mcp.servers.{wanted}]"
+                )
+                raise ValueError(msg)
+    application.registry.check_provided(TOOL_NAMES, servers)
 
 
 def all_agents(own: AgentClassRegistry, sources: tuple[str, ...] = ()) -> AgentClassRegistry:

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="origins of other pages that may connect"
     )
+    operators: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="users who may see what runs of others do, without content"
+    )
     log_level: str = Field(default="info", description="the least that is logged")
     otlp_endpoint: str | None = Field(
         default=None, description="base URL of the OpenTelemetry collector that spans go to"
@@ -79,6 +82,7 @@ class Settings(BaseSettings):
     turn_timeout: PositiveFloat = Limits().turn_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
     answer_timeout: PositiveFloat = Limits().answer_timeout
+    approval_timeout: PositiveFloat = Limits().approval_timeout
     tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
     disconnect_grace: NonNegativeFloat = Field(
@@ -87,6 +91,8 @@ class Settings(BaseSettings):
     )
     runs_per_user: PositiveInt = Limits().runs_per_user
     runs_per_thread: PositiveInt = Limits().runs_per_thread
+    running_per_user: PositiveInt = Limits().running_per_user
+    running: PositiveInt = Limits().running
     tool_calls: NonNegativeInt = Limits().tool_calls
     tool_calls_per_minute: PositiveInt = Limits().tool_calls_per_minute
 
@@ -117,7 +123,12 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return value.rstrip("/").removesuffix("/v1/traces")
 
-    @field_validator("origins", mode="before")
+    @field_validator("operators")
+    @classmethod
+    def _can_be_users(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_id("user_id", each) for each in value)
+
+    @field_validator("origins", "operators", mode="before")
     @classmethod
     def _in_a_row(cls, value: Any) -> Any:
         """The environment has one text for all of them, with commas."""
@@ -142,10 +153,13 @@ class Settings(BaseSettings):
             turn_timeout=self.turn_timeout,
             tool_timeout=self.tool_timeout,
             answer_timeout=self.answer_timeout,
+            approval_timeout=self.approval_timeout,
             tool_source_timeout=self.tool_source_timeout,
             cleanup_timeout=self.cleanup_timeout,
             runs_per_user=self.runs_per_user,
             runs_per_thread=self.runs_per_thread,
+            running_per_user=self.running_per_user,
+            running=self.running,
             tool_calls=self.tool_calls,
             tool_calls_per_minute=self.tool_calls_per_minute,
         )

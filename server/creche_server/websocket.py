@@ -29,6 +29,8 @@ from creche import (
     NoSuchQuestionError,
     Run,
     RunId,
+    RunRecord,
+    RunTree,
     ThreadDeletedError,
     ThreadId,
     UserExecutionContext,
@@ -53,11 +55,13 @@ from creche_server.wire.commands import (
     RunStart,
     StateGet,
     Subscribe,
+    TreeGet,
     Unsubscribe,
     WireError,
     decode_command,
 )
 from creche_server.wire.frames import text_frame
+from creche_server.wire.runs import run_node, thread_node
 
 _log: Final = logging.getLogger("creche.websocket")
 
@@ -180,6 +184,9 @@ class ChatClient:
             elif isinstance(command, InputRespond):
                 work = functools.partial(self._respond, command)
                 await self._spawn(nursery, command_id, "input.respond", work)
+            elif isinstance(command, TreeGet):
+                work = functools.partial(self._tree, command)
+                await self._spawn(nursery, command_id, "agent.getTree", work)
             else:
                 work = functools.partial(self._state, command)
                 await self._spawn(nursery, command_id, "state.get", work)
@@ -246,6 +253,7 @@ class ChatClient:
             context,
             command.assistant_id,
             messages,
+            multitask_strategy=command.multitask_strategy,
             disconnect_grace=self._grace_of(command),
         )
 
@@ -273,12 +281,8 @@ class ChatClient:
 
     async def _accepted(self, run: Run) -> dict[str, Any]:
         await run.accepted()
-        ahead = 0
-        for other in self._services.supervisor.runs(self._user_id, self._thread_id):
-            if other == run:
-                break
-            ahead += 1
-        return {"run_id": run.run_id, **({"queued": ahead} if ahead else {})}
+        position = self._services.supervisor.position(run)
+        return {"run_id": run.run_id, **({"queued": position} if position else {})}
 
     async def _cancel_run(self, command: RunCancel) -> dict[str, Any]:
         check_id("run_id", command.run_id)
@@ -293,13 +297,30 @@ class ChatClient:
                 "status": outcome.status,
                 "receipt": outcome.receipt.to_dict(),
             }
-        record = await self._services.store.run(self._user_id, command.run_id)
+        record = await self._past_run(command.run_id, "run.cancel")
+        return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
+
+    async def _past_run(self, run_id: RunId, operation: str) -> RunRecord:
+        """A run of this thread that is not live. Raises WireError."""
+        record = await self._services.store.run(self._user_id, run_id)
         if record is None or record.thread_id != self._thread_id:
             # Asked after the reply: from here to its sending nobody else has a turn.
-            self.look_up("run", command.run_id, "run.cancel")
+            self.look_up("run", run_id, operation)
             msg = "there is no such run on this thread"
             raise WireError(msg, code="no_such_run", id=None)
-        return {"run_id": record.run_id, "status": record.status, "receipt": record.receipt}
+        return record
+
+    async def _tree(self, command: TreeGet) -> dict[str, Any]:
+        supervisor = self._services.supervisor
+        if command.run_id is None:
+            runs = supervisor.runs(self._user_id, self._thread_id)
+            return {"tree": thread_node([run.tree() for run in runs])}
+        check_id("run_id", command.run_id)
+        run = supervisor.find(self._user_id, command.run_id)
+        if run is not None and run.thread_id == self._thread_id:
+            return {"tree": run_node(run.tree())}
+        record = await self._past_run(command.run_id, "agent.getTree")
+        return {"tree": run_node(RunTree.of_record(record))}
 
     async def _resume(self, command: RunStart) -> dict[str, Any]:
         (entry,) = command.resume

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import trio
@@ -36,10 +36,12 @@ from creche import (
     SystemMessage,
     TextDelta,
     ToolCallRequest,
+    ToolDispatcher,
     ToolMessage,
     ToolSpec,
     UnknownAgentError,
     Usage,
+    UserExecutionContext,
     UserMessage,
     open_supervisor,
     tool,
@@ -48,6 +50,14 @@ from creche import (
 
 class Client:
     """Holds a connection, say."""
+
+
+def forgotten() -> None:
+    """Wants to be a tool."""
+
+
+@tool
+def some_tool() -> None: ...
 
 
 class Plain:
@@ -70,6 +80,21 @@ class TestRegistry:
     def test_an_unknown_name_is_answered_with_those_that_there_are(self) -> None:
         with pytest.raises(UnknownAgentError, match="one"):
             AgentClassRegistry({"one": Plain}).describe("three")
+
+    def test_it_makes_a_new_instance_of_a_class_that_is_put_back_and_then_is_frozen(self) -> None:
+        class Written:
+            async def run(self, run: RunContext) -> None: ...
+
+        registry = AgentClassRegistry({"one": Written})
+        one: Any = registry.make("one")
+        type(one).secret = "of somebody"
+        two = registry.make("one")
+        assert (type(one), type(two), one is two) == (Written, Written, False)
+        assert not hasattr(Written, "secret")
+        with pytest.raises(RuntimeError, match="frozen"):
+            registry.register("late", Plain)
+        with pytest.raises(UnknownAgentError):
+            registry.make("three")
 
     @pytest.mark.parametrize("name", ["", "  ", "one"], ids=repr)
     def test_a_blank_or_taken_name_is_refused(self, name: str) -> None:
@@ -224,8 +249,50 @@ class TestRegistry:
         def sub() -> None: ...
 
         assert AgentClassRegistry({"one": Adds}).missing_requirements(["sub"]) == {"one": ("add",)}
-        with pytest.raises(ValueError, match="'one' wants add"):
+        with pytest.raises(
+            ValueError, match=r"'one' wants the tool 'add', which is not there \(there is sub\)"
+        ):
             Infrastructure(agents={"one": Adds}, tools=[sub])
+
+    @pytest.mark.parametrize(
+        ("attributes", "words"),
+        [
+            ({"tools": (forgotten,)}, "forgotten is no tool: put @creche.tool above it"),
+            ({"tools": (len,)}, "len is no tool: @creche.tool makes one of a function"),
+            ({"tools": (7,)}, "something of type int is no tool: @creche.tool makes one"),
+            (
+                {"tools": forgotten},
+                "`tools` is a function, not a tuple of them: write (forgotten,)",
+            ),
+            ({"tools": some_tool}, "`tools` is a tool, not a tuple of them: write (some_tool,)"),
+            ({"tools": "clock"}, "`tools` is a name, not a tuple of them: write ('clock',)"),
+            ({"tools": None}, "`tools` must be a tuple, not something of type NoneType"),
+            ({"tool_sources": "time"}, "`tool_sources` is a name, not a tuple of them: write ('ti"),
+            ({"tool_sources": (some_tool,)}, "`tool_sources` lists names, and some_tool is none"),
+        ],
+    )
+    def test_what_is_no_tool_or_no_list_of_them_is_told_in_words(
+        self, attributes: dict[str, Any], words: str
+    ) -> None:
+        with pytest.raises(TypeError, match=re.escape(f"agent 'one': {words}")):
+            AgentClassRegistry({"one": type("Wrong", (Plain,), attributes)})
+
+    async def test_so_it_is_of_requirements_of_an_infrastructure_and_of_a_dispatcher(self) -> None:
+        wrong: Any = "clock"
+        with pytest.raises(TypeError, match=r"agent 'one': `requires` .* write \('clock',\)"):
+            AgentClassRegistry().register("one", Plain, requires=wrong)
+        with pytest.raises(TypeError, match="Infrastructure: 'clock' is a name, and no tool"):
+            Infrastructure(agents={}, tools=["clock"])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="Infrastructure: len is no tool"):
+            Infrastructure(agents={}, tools=[len])  # type: ignore[list-item]
+        with pytest.raises(TypeError, match="Infrastructure: `tool_sources` must be a mapping"):
+            Infrastructure(agents={}, tool_sources=("time",))  # type: ignore[arg-type]
+        asked = UserExecutionContext.from_request(user_id="ann", thread_id="one")
+        for tools, words in (([len], "len is no tool"), (some_tool, "`tools` is a tool, not a")):
+            block = ToolDispatcher.create_scoped_dispatcher_context(asked, tools=cast("Any", tools))
+            with pytest.raises(TypeError, match=f"a dispatcher: {words}"):
+                async with block:
+                    pass
 
     def test_two_tools_of_one_name_in_a_list_are_refused(self) -> None:
         """One of them would never be called, and nobody could tell which."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -85,6 +86,20 @@ def speaks_as_bob(run: RunContext) -> None:
     EventEmitter(context(BOB), run.emit._journal, run.limits)
 
 
+def calls_as_bob(run: RunContext) -> None:
+    run.tools._for_subagent(context(BOB), (), run.emit, run.spans)
+
+
+def calls_in_another_thread(run: RunContext) -> None:
+    elsewhere = dataclasses.replace(run.context, thread_id=context(thread="elsewhere").thread_id)
+    run.tools._for_subagent(elsewhere, (), run.emit, run.spans)
+
+
+def calls_in_another_run(run: RunContext) -> None:
+    another = dataclasses.replace(run.context, run_id=context().run_id)
+    run.tools._for_subagent(another, (), run.emit, run.spans)
+
+
 def says_a_word_as_bob(run: RunContext) -> None:
     run.emit._journal.append_encoded(b'{"type":"CUSTOM"}', speaker=context(BOB))
 
@@ -112,6 +127,9 @@ THREAD_A = f"thread {THREAD}"
 MIX_UPS: tuple[tuple[Mix, AuditKind, str, str | None, str, str | None], ...] = (
     # what the agent does, kind, user, owner, resource, operation where it is noted at once
     (speaks_as_bob, "event_injection", BOB, ADA, THREAD_A, "make an emitter"),
+    (calls_as_bob, "user_mismatch", BOB, ADA, THREAD_A, "make a dispatcher"),
+    (calls_in_another_thread, "thread_mismatch", ADA, ADA, THREAD_A, "make a dispatcher"),
+    (calls_in_another_run, "run_mismatch", ADA, ADA, THREAD_A, "make a dispatcher"),
     (says_a_word_as_bob, "event_injection", BOB, ADA, THREAD_A, "speak"),
     (writes_bobs_run, "user_mismatch", ADA, BOB, THREAD_A, "write a run's row"),
     (writes_into_another_thread, "thread_mismatch", ADA, ADA, THREAD_A, "write a run's row"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import trio
 from tests.small_world import ADA, context, infrastructure
 
+import creche
 from creche import ExecutionEngine, MemoryStore, open_journals, open_supervisor
 from creche._background import open_background
 from creche.testing import open_pacer
@@ -59,3 +61,29 @@ async def test_what_fails_in_the_background_is_told_beside_it() -> None:
     with pytest.RaisesGroup(KeyError):
         async with open_background() as nursery:
             nursery.start_soon(fail)
+
+
+@pytest.mark.parametrize("door", ["supervisor", "engine", "dispatcher", "journals", "audit"])
+def test_under_asyncio_each_door_says_that_it_needs_trio(door: str) -> None:
+    asked = creche.UserExecutionContext.from_request(user_id="ann", thread_id="one")
+    made = creche.Infrastructure(agents={})
+
+    def opened() -> AbstractAsyncContextManager[object]:
+        match door:
+            case "supervisor":
+                return creche.open_supervisor(made)
+            case "engine":
+                return creche.ExecutionEngine.create_user_engine(asked, infrastructure=made)
+            case "dispatcher":
+                return creche.ToolDispatcher.create_scoped_dispatcher_context(asked, tools=())
+            case "journals":
+                return creche.open_journals(made.store)
+            case _:
+                return creche.open_audit(creche.MemorySink())
+
+    async def main() -> None:
+        async with opened():
+            pass
+
+    with pytest.raises(creche.CrecheError, match=r"creche needs Trio: run it by trio\.run"):
+        asyncio.run(main())

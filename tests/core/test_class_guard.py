@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import logging
 import typing
@@ -51,11 +52,16 @@ def make_writer() -> type[Any]:
     class Beside:
         word = "as it was"
 
+    class Kind(enum.Flag):
+        ONE = 1
+        TWO = 2
+
     class Base:
         inherited: ClassVar[str] = "as it was"
 
     class Writer(Base, metaclass=Meta):
         greeting: ClassVar[str] = "hello"
+        kind = Kind.ONE
         part = functools.partial(str, encoding="utf8")
 
         class Nested:
@@ -149,6 +155,36 @@ def make_writer() -> type[Any]:
                     cls.part.keywords["errors"] = CANARY
                 case "partial's attribute":
                     cls.part.kept = CANARY
+                case "annotation":
+                    cls.run.__annotations__["kept"] = CANARY
+                case "annotations":
+                    cls.run.__annotations__ = {"kept": CANARY}
+                case "annotation of a wrapped one":
+                    cls.wrapped.__annotations__["kept"] = CANARY
+                case "function's name":
+                    cls.run.__name__ = CANARY
+                case "function's module":
+                    cls.run.__module__ = CANARY
+                case "class's annotation":
+                    cls.__annotations__["kept"] = CANARY
+                case "class's annotations":
+                    cls.__annotations__ = {"kept": CANARY}
+                case "first annotations":
+                    Beside.__annotations__ = {"kept": CANARY}
+                case "first annotation":
+                    Beside.__annotations__["kept"] = CANARY
+                case "as if by pydantic":
+                    setattr(cls, "__pydantic_kept", CANARY)  # else it is mangled
+                case "as if by pydantic, by a name of its own":
+                    cls.__pydantic_fields__ = CANARY
+                case "as if by msgspec":
+                    cls.__msgspec_cache__ = CANARY
+                case "member":
+                    Kind.ONE.kept = CANARY  # type: ignore[attr-defined]
+                case "member's value":
+                    Kind.ONE._value_ = CANARY  # type: ignore[assignment]
+                case "member's inversion":
+                    Kind.ONE._inverted_ = CANARY  # type: ignore[attr-defined]
                 case "fail":
                     cls.secret = CANARY
                     raise RunError("no")
@@ -172,6 +208,10 @@ def make_writer() -> type[Any]:
                 str(cls.__mro__),
                 *(str((vars(f), f.__defaults__, f.__kwdefaults__, f.__doc__)) for f in functions),
                 str((vars(vars(cls)["apart"]), vars(cls.part), cls.part.keywords)),
+                *(str((f.__annotations__, f.__name__, f.__module__)) for f in functions),
+                str([vars(each).get("__annotations__") or None for each in (cls, Beside)]),
+                sorted(name for name in vars(cls) if "pydantic" in name or "msgspec" in name),
+                str(vars(Kind.ONE)),
                 await self.helper(),
                 self.closes(),
             ]
@@ -203,6 +243,11 @@ async def runs_of(agent: type[Any], *asked: str, store: MemoryStore) -> list[Run
         *("attribute of a wrapped one", "keyword's defaults", "default", "code", "docstring"),
         *("attribute of a staticmethod", "attribute of a property", "cell"),
         *("partial's keyword", "partial's attribute"),
+        *("annotation", "annotations", "annotation of a wrapped one", "function's name"),
+        *("function's module", "class's annotation", "class's annotations"),
+        *("first annotations", "first annotation", "as if by pydantic", "as if by msgspec"),
+        *("as if by pydantic, by a name of its own", "member", "member's value"),
+        "member's inversion",
     ],
 )
 async def test_what_a_run_writes_to_its_class_no_later_run_sees_and_the_run_fails(
@@ -292,11 +337,18 @@ async def test_a_base_that_two_agents_share_is_watched_for_both(
 async def test_what_python_itself_writes_to_a_class_is_no_violation(
     autojump_clock: MockClock,
 ) -> None:
+    class Kind(enum.Flag):
+        ONE = 1
+        TWO = 2
+
     class Copies:
+        kind = Kind.ONE
+
         async def run(self, run: RunContext) -> None:
             copy.copy(self)
             typing.get_type_hints(type(self))
             assert type(self).__annotations__ is not None
+            assert ~self.kind is Kind.TWO
             self.mine = 1
 
     async with open_supervisor(infrastructure(copies=Copies)) as supervisor:
@@ -333,8 +385,8 @@ def test_the_classes_of_an_agent_are_those_that_somebody_wrote() -> None:
 
 def test_a_class_is_put_back_to_what_it_was_attribute_by_attribute() -> None:
     guarded: Any = agent_of(None, ())  # type: ignore[arg-type]
-    was = dict(vars(guarded))
     guard = ClassGuard(check_agent_class("made", guarded)[-1])
+    was = dict(vars(guarded))
     guard.check()
     assert guard.breaches == 0
     guarded.one, guarded.two = 1, 2
@@ -448,3 +500,26 @@ def test_what_two_agents_have_in_common_has_one_guard() -> None:
     assert two.end() is not None
     assert Beside.word == "as it was"
     assert [guard.alive for guard in registry.guards_of("two")] == [0, 0]
+
+
+def test_what_was_written_is_logged_with_the_run_that_it_was_found_with(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    written: Any = agent_of(None, ())  # type: ignore[arg-type]
+    guards = AgentClassRegistry({"one": written}).guards_of("one")
+    one, two, three = (ClassWatch({"run_id": name}) for name in ("one", "two", "three"))
+    one.begin(guards)
+    two.begin(guards)
+    written.word = CANARY
+    one.end()
+    two.end()
+    written.word = CANARY
+    three.begin(guards)
+    three.end()
+    said = [(vars(record)["run_id"], record.getMessage()) for record in caplog.records]
+    name = written.__name__
+    assert said == [
+        ("one", f"a run wrote to its agent's class, which was put back: {name}.word"),
+        ("two", f"while a run was alive, its agent's class was written to: {name}"),
+        ("three", f"before a run began, its agent's class was put back: {name}.word"),
+    ]

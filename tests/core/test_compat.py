@@ -240,7 +240,7 @@ DISPATCHER = "create_scoped_dispatcher_context(context, tools=...)"
 # (the older name, what uses it, what its warning must say to write)
 DOORS: list[tuple[str, Use, str]] = [
     ("AgentRegistry", by_instance_factory, "creche.AgentClassRegistry()"),
-    ("AgentInstanceFactory", by_instance_factory, "registry.describe(name).agent_class()"),
+    ("AgentInstanceFactory", by_instance_factory, "registry.make(name)"),
     ("ExecutionEngine(...)", by_engine, ENGINE),
     (
         "RequestScopedExecutionEngine",
@@ -466,7 +466,9 @@ async def test_an_engine_that_was_constructed_executes_as_often_as_it_is_asked()
         assert len(await made.store.runs(ADA, creche.ThreadId("thread-a"))) == 2
 
 
-async def test_a_run_id_that_has_been_is_told_as_that() -> None:
+async def test_a_run_id_that_has_been_is_told_as_that(caplog: pytest.LogCaptureFixture) -> None:
+    """And not as a failure of the store's: nothing is logged that an operator should look into."""
+    caplog.set_level("WARNING", logger="creche")
     async with opened():
         same = context(ADA, run="run-1")
         for expected in ("success", None):
@@ -476,6 +478,7 @@ async def test_a_run_id_that_has_been_is_told_as_that() -> None:
                     continue
                 with pytest.raises(CrecheError, match="'run-1' has been"):
                     await engine.execute_agent("echo", "hi")
+    assert caplog.records == []
 
 
 async def test_engines_at_once_on_one_thread_share_its_journal_and_take_turns_in_it() -> None:
@@ -498,6 +501,147 @@ async def test_engines_at_once_on_one_thread_share_its_journal_and_take_turns_in
                 speaking = event.get("runId", speaking)
                 if "delta" in event:
                     assert f"said in {speaking}" in event["delta"]
+
+
+def core_engine(ctx: UserExecutionContext, made: creche.Infrastructure) -> Any:
+    return creche.ExecutionEngine.create_user_engine(ctx, infrastructure=made)
+
+
+def engine_of_the_manager(ctx: UserExecutionContext, made: creche.Infrastructure) -> Any:
+    return compat.ExecutionContextManager(made).execution_context(ctx)
+
+
+@contextlib.asynccontextmanager
+async def constructed_engine(
+    ctx: UserExecutionContext, made: creche.Infrastructure
+) -> AsyncIterator[compat.ExecutionEngine]:
+    yield compat.ExecutionEngine(ctx, made)
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["passed", "passed, and around"])
+@pytest.mark.parametrize(
+    "opener",
+    [
+        core_engine,
+        engine_of_the_manager,
+        compat.RequestScopedExecutionEngine,
+        constructed_engine,
+    ],
+)
+async def test_engines_at_once_on_one_thread_of_an_infrastructure_that_is_passed_take_turns(
+    opener: Callable[[UserExecutionContext, creche.Infrastructure], Any],
+    around: bool,
+    autojump_clock: MockClock,
+) -> None:
+    alive: list[int] = []
+
+    class Slow:
+        shared = (alive,)
+
+        async def run(self, run: RunContext) -> int:
+            alive.append(1)
+            await trio.sleep(1)
+            at_once = len(alive)
+            alive.pop()
+            return at_once
+
+    async def execute(made: creche.Infrastructure, number: int) -> None:
+        async with opener(context(ADA, run=f"run-{number}"), made) as engine:
+            assert (await engine.execute_agent("slow", "hi")).result == 1
+
+    async with compat.open_infrastructure(agents={"slow": Slow}) as opened_around:
+        made = opened_around if around else infrastructure(slow=Slow)
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(execute, made, number)
+        assert len(one_at_a_time(await log_of(made.store))) == 3
+
+
+async def test_an_infrastructure_that_is_around_is_the_same_where_it_is_passed() -> None:
+    """Its journals and its count of calls, too."""
+    limits = creche.Limits(tool_calls_per_minute=2)
+    async with compat.open_infrastructure(
+        agents={"echo": Echo}, tools=[my_tool], limits=limits
+    ) as made:
+        results: list[object] = []
+        for passed in (None, made, made, None):
+            async with creche.ToolDispatcher.create_scoped_dispatcher_context(
+                context(), infrastructure=passed
+            ) as dispatcher:
+                results.append((await dispatcher.dispatch("my_tool", {"text": ""})).ok)
+        assert results == [True, True, False, False]
+        async with (
+            creche.ExecutionEngine.create_user_engine(context(run="run-a")) as one,
+            creche.ExecutionEngine.create_user_engine(
+                context(run="run-b"), infrastructure=made
+            ) as two,
+        ):
+            await one.execute_agent("echo", "hi")
+            await two.execute_agent("echo", "hi")
+        assert one_at_a_time(await log_of(made.store)) == ["run-a", "run-b"]
+
+
+async def test_an_agent_that_is_made_by_hand_is_of_a_class_that_is_as_it_was() -> None:
+    class Plain:
+        async def run(self, run: RunContext) -> None:
+            """Do nothing."""
+
+    registry = compat.AgentRegistry({"plain": Plain})
+    factory = compat.AgentInstanceFactory(registry)
+    one: Any = factory.create_agent_instance("plain", context())
+    type(one).secret = "of ada"
+    two: Any = factory.create_agent_instance("plain", context(BOB))
+    assert one is not two
+    assert not hasattr(two, "secret")
+    with pytest.raises(UnknownAgentError):
+        factory.create_agent_instance("nobody", context())
+
+
+async def test_an_emitter_tells_the_audit_that_is_around() -> None:
+    async def send(_: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with creche.open_audit(creche.MemorySink()) as audit:
+        async with compat.open_infrastructure(audit=audit):
+            async with compat.WebSocketEventEmitter(context(ADA), send) as emitter:
+                with pytest.raises(creche.IsolationError):
+                    creche.SubagentEmitter(emitter, context(BOB))
+        (record,) = await audit.find(creche.AuditQuery(kind="event_injection"))
+    assert (record.user, record.claimed_owner) == (BOB, ADA)
+
+
+@pytest.mark.parametrize("around", [False, True], ids=["alone", "around"])
+class TestADispatcherThatWasConstructed:
+    async def test_it_has_one_budget_for_all_its_calls(
+        self, around: bool, autojump_clock: MockClock
+    ) -> None:
+        most = creche.Limits().tool_calls
+        async with contextlib.AsyncExitStack() as stack:
+            if around:
+                await stack.enter_async_context(opened())
+            one = compat.ToolDispatcher(context(), [my_tool])
+            told = [await one.dispatch("my_tool", {"text": ""}) for _ in range(most + 3)]
+            assert [result.ok for result in told] == [True] * most + [False] * 3
+            assert told[-1].code == "limit_exceeded"
+            other = compat.ToolDispatcher(context(), [my_tool])
+            assert (await other.dispatch("my_tool", {"text": ""})).ok, "another run's is its own"
+
+    async def test_a_factory_counts_what_a_user_calls_in_a_minute(
+        self, around: bool, autojump_clock: MockClock
+    ) -> None:
+        limits = creche.Limits()
+        granted = {ADA: 0, BOB: 0}
+        async with contextlib.AsyncExitStack() as stack:
+            if around:
+                await stack.enter_async_context(opened())
+            factory = compat.ToolExecutorFactory([my_tool])
+            for user in (*[ADA] * 4, BOB):
+                async with factory.create_tool_executor(context(user)) as dispatcher:
+                    for _ in range(limits.tool_calls):
+                        result = await dispatcher.dispatch("my_tool", {"text": ""})
+                        granted[user] += result.ok
+        assert granted == {ADA: limits.tool_calls_per_minute, BOB: limits.tool_calls}
 
 
 # --- what is around

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
+import enum
 import json
+import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from creche import InvalidContextError, UserExecutionContext
+from creche import (
+    ConnectionId,
+    InvalidContextError,
+    UserExecutionContext,
+    new_connection_id,
+)
 from creche._context import MAX_ID_LENGTH
 
 FIELDS = ("user_id", "thread_id", "run_id", "request_id")
@@ -196,7 +205,148 @@ class TestIds:
         assert "sk-live" not in str(caught.value)
 
 
+class Lying(str):  # noqa: SLOT000  that is the point
+    """Text that something can be hung on, and that says it is anybody."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return hash("bob")
+
+    def __str__(self) -> str:
+        return self
+
+    def strip(self, *given: Any) -> str:
+        return "bob"
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        return iter("bob")
+
+
+class TestSubclassesOfStr:
+    """What hangs on one would show in every context that has it."""
+
+    @pytest.mark.parametrize("field", FIELDS)
+    def test_an_id_is_an_exact_str(self, field: str) -> None:
+        found = getattr(made(**{field: Lying("mallory")}), field)
+        assert type(found) is str
+        assert (found == "bob", found == "mallory") == (False, True)
+
+    @pytest.mark.parametrize("value", ["", " ", "a\nb", "default", "a" * 257], ids=ascii)
+    def test_a_lie_does_not_get_a_value_past_the_rules(self, value: str) -> None:
+        with pytest.raises(InvalidContextError, match="thread_id"):
+            made(thread_id=Lying(value))
+
+    def test_so_are_an_operation_and_a_connections_id(self) -> None:
+        context = made()
+        assert type(context.child(Lying("search")).operation) is str
+        attached = context.with_connection(ConnectionId(Lying(new_connection_id(context.user_id))))
+        assert type(attached.connection_id) is str
+
+
+class Count(int):
+    """Numbers that something can be hung on."""
+
+
+class Part(float):
+    """The same with a point."""
+
+
+class Buffer(bytes):
+    """The same of bytes."""
+
+
+class Moment(datetime):
+    """The same of time."""
+
+
+class Zone(tzinfo):
+    """A time zone of somebody's own, which is anything."""
+
+    def utcoffset(self, _: datetime | None) -> None: ...
+
+    def dst(self, _: datetime | None) -> None: ...
+
+    def tzname(self, _: datetime | None) -> None: ...
+
+
+class Word(enum.StrEnum):
+    ONE = "one"
+
+
+class Kind(enum.Enum):
+    LIST = [1]  # noqa: RUF012  that is the point
+
+
+class Pair(NamedTuple):
+    one: str
+
+
 class TestMetadata:
+    @pytest.mark.parametrize(
+        ("passed", "kept"),
+        [
+            (Lying("a"), "a"),
+            (Count(7), 7),
+            (True, True),
+            (Part(0.5), 0.5),
+            (Buffer(b"a"), b"a"),
+            (Word.ONE, "one"),
+            (Kind.LIST, (1,)),
+            (Pair(Lying("a")), ("a",)),
+            ({Lying("a"): Lying("b")}, MappingProxyType({"a": "b"})),
+            ({Lying("a")}, frozenset({"a"})),
+            (timedelta(1), timedelta(1)),
+            (date(2026, 1, 2), date(2026, 1, 2)),
+            (datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
+            (uuid.UUID(int=7), uuid.UUID(int=7)),
+            (decimal.Decimal(7), decimal.Decimal(7)),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_it_is_of_exact_built_in_types(self, passed: Any, kept: Any) -> None:
+        def types(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return (type(value), *((type(key), types(item)) for key, item in value.items()))
+            if isinstance(value, (tuple, frozenset)):
+                return (type(value), *map(types, value))
+            return type(value)
+
+        found = made(metadata={Lying("deep"): [passed]}).metadata
+        assert [type(key) for key in found] == [str]
+        (value,) = found["deep"]
+        assert (types(value), value) == (types(kept), kept)
+
+    @pytest.mark.parametrize(
+        "passed",
+        [
+            Moment(2026, 1, 2, tzinfo=UTC),
+            datetime(2026, 1, 2, tzinfo=Zone()),
+            time(1, tzinfo=Zone()),
+            type("Own", (uuid.UUID,), {})(int=7),
+            object(),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_cannot_be_copied_so_is_refused(self, passed: Any) -> None:
+        with pytest.raises(InvalidContextError, match="plain data"):
+            made(metadata={"deep": [passed]})
+
+    def test_a_reserved_key_that_says_it_is_another_is_refused(self) -> None:
+        class Quiet(str):  # noqa: SLOT000
+            def __eq__(self, other: object) -> bool:
+                return False
+
+            def __hash__(self) -> int:
+                return 0
+
+        with pytest.raises(InvalidContextError, match="reserved keys user_id"):
+            made(metadata={Quiet("user_id"): "x"})
+
     def test_changing_what_was_passed_in_changes_nothing(self) -> None:
         passed: dict[str, Any] = {"a": {"b": [1, {"c": 2}]}, "s": {1, 2}}
         context = made(metadata=passed)

@@ -11,12 +11,18 @@ from tests.small_world import ADA, THREAD, TroubledStore, context, infrastructur
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from creche import (
+    Journal,
     Limits,
     MessageId,
+    NewThread,
     RunContext,
     RunId,
+    RunRecord,
+    RunStatus,
     StoredMessage,
     UserMessage,
+    events,
+    open_journals,
     open_supervisor,
     text_of,
 )
@@ -125,3 +131,88 @@ async def test_a_question_that_is_committed_while_the_history_is_read_is_not_los
         assert (await first.ended()).result == ["q0", "heard q0", "q1"]
         assert (await second.ended()).result == ["q0", "heard q0", "q1", "heard q1", "q2"]
     assert store.asked == 1
+
+
+# --- runs that are rolled back: what they said is in nobody's history, whenever it was said
+
+
+def as_run(run: str, status: RunStatus = "queued", **more: Any) -> RunRecord:
+    return RunRecord(
+        user_id=ADA,
+        thread_id=THREAD,
+        run_id=RunId(run),
+        agent="hello",
+        status=status,
+        created_at=now(),
+        **more,
+    )
+
+
+async def ask_for(journal: Journal, run: str, **more: Any) -> None:
+    """Commit a run as it is asked for."""
+    opens = NewThread(title="t", epoch=journal.epoch)
+    messages = (said(run, f"asked {run}"),)
+    await journal.propose(opens, new_runs=(as_run(run),), messages=messages, **more)
+
+
+def speak(journal: Journal, run: str, status: RunStatus) -> int:
+    """Say that a run begins or, with its last words, that it ends."""
+    begins = status == "running"
+    return journal.append(
+        events.Custom(name="x", value=status),
+        barrier=True,
+        runs=(as_run(run, status, first_seq=1, last_seq=None if begins else 2),),
+        messages=() if begins else (said(run, f"answered {run}"),),
+    ).seq
+
+
+async def test_a_history_that_is_read_while_a_run_is_rolled_back_is_read_again(
+    autojump_clock: MockClock,
+) -> None:
+    go_on = trio.Event()
+
+    class Slow(CountingStore):
+        async def messages(self, *owner: Any, **more: Any) -> Any:
+            found = await super().messages(*owner, **more)
+            await go_on.wait()
+            return found
+
+    store = Slow()
+    async with open_journals(store) as journals:
+        async with journals.attached(ADA, THREAD) as journal:
+            await ask_for(journal, "a")
+        heard: list[list[StoredMessage]] = []
+        async with journals.attached(ADA, THREAD) as journal, trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                heard.append(await journal.history(9))
+
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            await ask_for(journal, "b", rolls_back=(RunId("a"),))
+            go_on.set()
+        assert words_of(heard[0]) == ["asked b"]
+        assert store.asked == 2
+
+
+@pytest.mark.parametrize("begun", ["before", "in the same transaction"])
+async def test_the_last_words_of_a_run_that_was_rolled_back_are_not_kept(
+    autojump_clock: MockClock, begun: str
+) -> None:
+    store = TroubledStore()
+    async with open_journals(store) as journals:
+        async with journals.attached(ADA, THREAD) as journal:
+            await ask_for(journal, "a")
+            if begun == "before":
+                await journal.committed(speak(journal, "a", "running"))
+            else:
+                speak(journal, "a", "running")
+            await ask_for(journal, "b", rolls_back=(RunId("a"),))
+            assert words_of(await journal.history(9)) == ["asked b"], "and it is kept now"
+            await journal.committed(speak(journal, "a", "cancelled"))
+            assert words_of(await journal.history(9)) == ["asked b"]
+            await journal.committed(speak(journal, "b", "running"))
+            await journal.committed(speak(journal, "b", "success"))
+            assert words_of(await journal.history(9)) == ["asked b", "answered b"]
+            assert not journal._rolled_back, "who has ended is forgotten"
+        assert words_of(await store.messages(ADA, THREAD)) == ["asked b", "answered b"]

@@ -33,7 +33,7 @@ from creche import (
     events,
     open_journals,
 )
-from creche._emitter import EngineVoice
+from creche._emitter import EngineVoice, next_part
 from creche._redaction import redact_json
 from creche._store import now
 
@@ -446,3 +446,23 @@ class TestFlooding:
             assert 1700 < said <= 2000
             end(emitter)
             assert types_of_events(await entries(journal))[-1] == "RunError"
+
+
+@pytest.mark.parametrize(
+    ("part", "others", "expected"),
+    [
+        (32, 0.0, 32),  # alone, or on a clock that stands still
+        (32, 0.0001, 32),
+        (32, 0.001, 32),
+        (32, 0.002, 16),
+        (16, 0.001, 16),
+        (32, 0.1, 8),  # a crowd
+        (8, 0.1, 8),
+        (8, 0.0005, 16),  # it has gone
+        (8, 0.00001, 32),
+    ],
+)
+def test_the_more_runs_flood_the_sooner_each_gives_way(
+    part: int, others: float, expected: int
+) -> None:
+    assert next_part(part, others) == expected

@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import re
+import types
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -132,6 +133,16 @@ def generating(held: object) -> object:
     return generator
 
 
+class Uncollected(msgspec.Struct, frozen=True, gc=False):
+    """A struct of which Python's collector is not told what it holds."""
+
+    held: Any
+
+
+def enum_of(held: object) -> Any:
+    return enum.Enum("Kind", {"ONE": held})
+
+
 WAYS: dict[str, Callable[[object], object]] = {
     "itself": lambda held: held,
     "an attribute": Holder,
@@ -157,6 +168,10 @@ WAYS: dict[str, Callable[[object], object]] = {
     "what hangs on words": Words,
     "what hangs on a tuple": Row,
     "one below a frozen dataclass": Thawed,
+    "a struct that is not collected": Uncollected,
+    "a slice": slice,
+    "a type's parameter": lambda held: types.GenericAlias(list, (held,)),
+    "an enum's value": lambda held: enum_of(held).ONE,
 }
 
 
@@ -357,6 +372,22 @@ class TestRuns:
             with pytest.raises(IsolationError):
                 assert_isolated(found)
             supervisor.cancel_all("user")
+
+    @pytest.mark.parametrize(
+        "name", ["context", "messages", "emit", "tools", "limits", "usage", "spans"]
+    )
+    async def test_cannot_be_given_anything_of_anothers(self, name: str) -> None:
+        async def body(run: creche.RunContext) -> str:
+            before = getattr(run, name)
+            with pytest.raises(AttributeError):
+                setattr(run, name, before)
+            with pytest.raises(AttributeError):
+                delattr(run, name)
+            return "same" if getattr(run, name) is before else "another"
+
+        async with creche.open_supervisor(infrastructure(body=body)) as supervisor:
+            run = await supervisor.start(context(), "body", "hi")
+            assert (await run.ended()).result == "same"
 
 
 async def test_a_log_line_in_a_run_can_tell_whose_it_is() -> None:

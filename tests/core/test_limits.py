@@ -20,7 +20,15 @@ def test_no_limit_is_negative_or_no_number(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tool_calls_per_minute", "tool_threads", "read_entries", "commit_threads"]
+    "name",
+    [
+        "tool_calls_per_minute",
+        "tool_threads",
+        "running_per_user",
+        "running",
+        "read_entries",
+        "commit_threads",
+    ],
 )
 def test_none_of_these_is_too_few(name: str) -> None:
     wrong: dict[str, Any] = {name: 0}

@@ -7,8 +7,10 @@ import collections
 import dataclasses
 import enum
 import functools
+import http
 import logging
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -16,9 +18,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypedDict, Type
 
 import attrs
 import msgspec
+import outcome
 import pydantic
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.small_world import context, infrastructure
@@ -92,6 +96,10 @@ def with_attribute(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def made(**attributes: Any) -> type[Any]:
     return type("Leaky", (Plain,), attributes)
+
+
+def holding(build: Callable[[], Any]) -> type[Any]:
+    return made(note=build())
 
 
 def itself(agent: type[Any]) -> type[Any]:
@@ -213,6 +221,91 @@ def sending() -> type[Any]:
     return Leaky
 
 
+def nested_enum() -> type[Any]:
+    class Leaky(Plain):
+        class Kind(enum.Enum):
+            LIST = list[str]()  # noqa: RUF012
+            WORD = "word"
+
+    return Leaky
+
+
+def enum_with_attribute() -> type[Any]:
+    class Kind(enum.Enum):
+        WORD = "word"
+
+    Kind.WORD.seen = []  # type: ignore[attr-defined]
+    return made(kind=Kind.WORD)
+
+
+class Words(str):  # noqa: SLOT000  that is the point
+    """Words that something can be hung on."""
+
+
+class SlottedWords(str):
+    """The same, in a slot."""
+
+    __slots__ = ("seen",)
+
+
+class SlottedSet(frozenset[int]):
+    """The same of what is frozen otherwise."""
+
+    __slots__ = ("seen",)
+
+
+class Number(int):
+    """The same of a number."""
+
+
+class Uncollected(msgspec.Struct, frozen=True, gc=False):
+    """Python's collector is not told what it holds."""
+
+    held: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Caching:
+    """Frozen, and yet it grows."""
+
+    @functools.cached_property
+    def seen(self) -> list[str]:
+        return []
+
+
+class CachingBelow(Caching):
+    """A base's counts, too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenList(list[str]):
+    """Says that it is."""
+
+
+HOLDING: dict[str, tuple[Callable[[], Any], str]] = {
+    "a variable of Trio's": (lambda: trio.lowlevel.RunVar("x"), " is a RunVar"),
+    "an event": (trio.Event, " is a Event"),
+    "a semaphore": (lambda: trio.Semaphore(1), " is a Semaphore"),
+    "a lock": (trio.Lock, " is a Lock"),
+    "a scope": (trio.CancelScope, " is a CancelScope"),
+    "a stream": (lambda: trio.testing.memory_stream_pair()[0], " is a StapledStream"),
+    "a stream of bytes": (trio.testing.MemorySendStream, " is a MemorySendStream"),
+    "an outcome": (lambda: outcome.Value([]), " is a Value"),
+    "text of a subclass": (lambda: Words("a"), " is a Words"),
+    "text with a slot": (lambda: SlottedWords("a"), " is a SlottedWords"),
+    "a number of a subclass": (lambda: Number(1), " is a Number"),
+    "a set with a slot": (lambda: SlottedSet((1,)), " is a SlottedSet"),
+    "a cached property": (Caching, " is a Caching with a cached property"),
+    "a base's cached property": (CachingBelow, " is a CachingBelow with a cached property"),
+    "a struct that is not collected": (lambda: Uncollected([]), ".held is a list"),
+    "a list that says it is frozen": (FrozenList, " is a FrozenList"),
+    "a slice": (lambda: slice([]), ".stop is a list"),
+    "a type's parameter": (lambda: types.GenericAlias(list, ([],)), ".__args__[0] is a list"),
+    "a field": (lambda: dataclasses.field(default=[]), " is a Field"),
+    "a module made by hand": (lambda: types.ModuleType("made"), " is a module"),
+}
+
+
 REFUSED: dict[str, tuple[Callable[[], type[Any]], str]] = {
     "an attribute of run": (run_with_attribute, "Leaky.run.cache is a dict"),
     "an attribute of a method": (
@@ -297,6 +390,12 @@ REFUSED: dict[str, tuple[Callable[[], type[Any]], str]] = {
         "Leaky.note is a cache",
     ),
     "a memory channel": (sending, "Leaky.run's closure 'send' is a MemorySendChannel"),
+    **{
+        kind: (functools.partial(holding, build), f"Leaky.note{told}")
+        for kind, (build, told) in HOLDING.items()
+    },
+    "an enum's value": (nested_enum, "Leaky.Kind.LIST.value is a list"),
+    "what hangs on an enum's member": (enum_with_attribute, "Leaky.kind.seen is a list"),
     "a nested class": (nesting, "Leaky.Memory.Deep.seen is a list"),
     "one of a module's": (lambda: Nesting, "Nesting.Memory.seen is a list"),
     "a class beside it": (local_class, "Leaky.run's closure 'Memory'.seen is a list"),
@@ -326,7 +425,7 @@ class Colour(enum.Flag):
 class Settings:
     names: tuple[str, ...] = ()
 
-    @functools.cached_property
+    @property
     def first(self) -> str:
         return self.names[0]
 
@@ -335,6 +434,19 @@ class Settings:
 def lookup(word: str = "x") -> str:
     """Look up."""
     return word
+
+
+class Parametrised:
+    """Its class attributes are not those of an agent that names it."""
+
+    seen: ClassVar[list[str]] = []
+    __class_getitem__: Any = classmethod(cast("Any", types.GenericAlias))
+
+
+class SlottedNot(str):
+    """Adds nothing."""
+
+    __slots__ = ()
 
 
 def everything() -> type[Any]:
@@ -427,7 +539,7 @@ def everything() -> type[Any]:
         answer: ClassVar[type] = Answer
         models = (Model, Draft, Attrs, Asked, Box[int], Shape, Point, Client)
         partial = functools.partial(plain_function, value=1)
-        lock = trio.Lock()
+        home = trio.Path("here")
         partialmethod = functools.partialmethod(plain_function, value=1)
         __slots__ = ("mine",)
 
@@ -540,6 +652,16 @@ ACCEPTED: dict[str, Callable[[], type[Any]]] = {
     "a function of a module": lambda: closing_over(plain_function),
     "words": lambda: closing_over("words"),
     "a logger": lambda: closing_over(log),
+    "a type with parameters": lambda: made(alias=Parametrised[int]),  # type: ignore[misc]
+    "a default of Trio's": lambda: made(
+        serve=lambda self, task_status=trio.TASK_STATUS_IGNORED: None
+    ),
+    "a slice of numbers": lambda: made(part=slice(1, 2)),
+    "an enum of the standard library": lambda: made(
+        status=http.HTTPStatus.OK, flags=re.IGNORECASE | re.MULTILINE
+    ),
+    "words that nothing can be hung on": lambda: made(words=SlottedNot("a")),
+    "a struct that is not collected, of words": lambda: made(struct=Uncollected("a")),
     "a tool": lambda: closing_over(lookup),
 }
 
@@ -640,6 +762,10 @@ FAULTY_TOOLS: dict[str, tuple[Callable[[], Callable[..., Any]], str]] = {
         "found's closure 'held' is a Counter",
     ),
     "a generator": (lambda: tool_closing_over(generator()), "'held' is a generator"),
+    "a variable of Trio's": (
+        lambda: tool_closing_over(trio.lowlevel.RunVar("x")),
+        "'held' is a RunVar",
+    ),
     "a variable that is rebound": (tool_rebinding, "found's closure 'count' is a variable"),
     "a cache": (lambda: functools.cache(tool_closing_over(1)), "found is a cache"),
     "a decorator's": (

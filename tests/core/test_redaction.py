@@ -213,8 +213,14 @@ def test_a_long_text_takes_a_time_in_proportion(piece: str) -> None:
         ("the home /root is full", "the home ~ is full"),
         (r"C:\Users\ada\x.txt", r"~\x.txt"),
         ('File "/home/ada/app.py", line 7', 'File "~/app.py", line 7'),
+        ("PATH=/usr/bin:/home/ada/bin", "PATH=/usr/bin:~/bin"),
+        ("file:///home/ada/x", "file://~/x"),
+        ("gcc -I/home/ada/include", "gcc -I~/include"),
+        (r"'one\n/home/ada/x'", r"'one\n~/x'"),
+        ("/var/home/ada/x and /mnt/c/Users/ada/x", "~/x and ~/x"),
+        ("/home/ada/home/page.html", "~/home/page.html"),
     ],
-    ids=range(6),
+    ids=range(12),
 )
 def test_a_home_path_does_not_say_whose(text: str, shown: str) -> None:
     assert redact_text(text) == shown
@@ -228,6 +234,9 @@ def test_a_home_path_does_not_say_whose(text: str, shown: str) -> None:
         "the token is missing",
         "division by zero",
         "the homepage /homepage is fine",
+        "/tmp/x/home/y is no home, and src/home/page.js is none",
+        "https://example.com/home/news and /srv/Users/list",
+        "/x/root is none",
     ],
 )
 def test_other_sentences_stay_as_they_are(text: str) -> None:

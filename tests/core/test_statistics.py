@@ -222,7 +222,10 @@ class TestQueued:
         else:
             assert (following["type"], following["name"]) == ("CUSTOM", "creche.queued")
             # The turn comes with the commit of the end before it, a little later.
-            assert following["value"] == {"waited_ms": pytest.approx(told, abs=50)}
+            assert following["value"] == {
+                "waited_ms": pytest.approx(told, abs=50),
+                "position": 1,
+            }
             assert types_of(log).count("CUSTOM") == 1
         assert outcomes[0].statistics.queue_ms == 0
         assert outcomes[1].statistics.queue_ms == pytest.approx(seconds * 1000, abs=50)

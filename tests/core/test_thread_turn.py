@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -28,7 +29,9 @@ from creche import (
     Journals,
     LimitExceededError,
     Limits,
+    LogConflictError,
     RunContext,
+    RunError,
     RunOutcome,
     ThreadDeletedError,
     ToolQuotas,
@@ -133,7 +136,7 @@ class TestOnOneThread:
         queued = [
             event["value"] for event in await log_of(store) if event.get("name") == "creche.queued"
         ]
-        assert len(queued) == 1, "of the third"
+        assert [value["position"] for value in queued] == [2], "of the third"
 
     async def test_one_that_is_cancelled_while_it_waits_leaves_nothing_and_is_in_nobodys_way(
         self, autojump_clock: MockClock, store: TroubledStore
@@ -288,6 +291,172 @@ class TestElsewhere:
         there = await log_of(store, user, thread)
         assert one_at_a_time(there) == ["run-b"]
         assert all("run-a" not in str(event) for event in there)
+
+
+class Alone:
+    """Engines that are given no journals: each opens its own on the infrastructure's store."""
+
+    def __init__(self, store: TroubledStore, **more: Any) -> None:
+        self.made = infrastructure(store=store, talk=talk, **more)
+
+    async def execute(
+        self, run: str, *, user: str = ADA, thread: str = THREAD, agent: str = "talk"
+    ) -> RunOutcome:
+        async with ExecutionEngine.create_user_engine(
+            context(user, thread, run), infrastructure=self.made
+        ) as engine:
+            return await engine.execute_agent(agent, f"for {run}")
+
+
+class TestWithJournalsOfTheirOwn:
+    async def test_engines_on_one_thread_have_their_block_one_after_the_other(
+        self, autojump_clock: MockClock, store: TroubledStore
+    ) -> None:
+        world, outcomes = Alone(store), dict[str, RunOutcome]()
+        runs = [f"run-{number}" for number in range(4)]
+
+        async def execute(run: str) -> None:
+            outcomes[run] = await world.execute(run)
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for run in runs:
+                    nursery.start_soon(execute, run)
+                    await wait_all_tasks_blocked()
+        assert one_at_a_time(await log_of(store)) == runs
+        assert [outcomes[run].status for run in runs] == ["success"] * 4
+        assert [round(outcomes[run].statistics.queue_ms, -3) for run in runs] == [
+            *(0, 1000, 2000, 3000),
+        ]
+        assert len(world.made.turns) == 0
+
+    async def test_one_that_is_cancelled_while_it_waits_leaves_nothing_and_is_in_nobodys_way(
+        self, autojump_clock: MockClock, store: TroubledStore
+    ) -> None:
+        world = Alone(store)
+        given_up = trio.CancelScope()
+
+        async def give_up() -> None:
+            with given_up:
+                await world.execute("run-b")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.execute, "run-a")
+            await wait_all_tasks_blocked()
+            nursery.start_soon(give_up)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(world.execute, "run-c")
+            await wait_all_tasks_blocked()
+            assert world.made.turns.wanted_by(ADA, THREAD) == 3
+            given_up.cancel()
+        assert given_up.cancelled_caught
+        assert one_at_a_time(await log_of(store)) == ["run-a", "run-c"]
+        assert {run.run_id for run in await store.runs(ADA, THREAD)} == {"run-a", "run-c"}
+        assert len(world.made.turns) == 0
+
+    @pytest.mark.parametrize(
+        ("user", "thread"), [(ADA, "thread-b"), (BOB, THREAD)], ids=["thread", "user"]
+    )
+    async def test_nobody_waits_for_another_thread_or_user(
+        self, autojump_clock: MockClock, store: TroubledStore, user: str, thread: str
+    ) -> None:
+        world = Alone(store)
+        async with ExecutionEngine.create_user_engine(context(), infrastructure=world.made):
+            with trio.fail_after(2):
+                assert (await world.execute("run-b", user=user, thread=thread)).status == "success"
+
+    async def test_in_the_same_task_and_within_the_run_it_is_refused(
+        self, autojump_clock: MockClock, store: TroubledStore
+    ) -> None:
+        refused: list[CrecheError] = []
+
+        async def refuse() -> None:
+            with pytest.raises(CrecheError, match="within another's block") as info:
+                await world.execute("run-b")
+            refused.append(info.value)
+
+        async def nest(run: RunContext) -> None:
+            await refuse()
+
+        world = Alone(store, nest=nest)
+        with trio.fail_after(10):
+            async with ExecutionEngine.create_user_engine(
+                context(run="run-a"), infrastructure=world.made
+            ) as engine:
+                await refuse()
+                assert (await engine.execute_agent("nest", "go")).status == "success"
+            assert (await world.execute("run-c")).status == "success"
+        assert len(refused) == 2
+        assert one_at_a_time(await log_of(store)) == ["run-a", "run-c"]
+
+    async def test_past_the_threads_limit_it_is_refused_and_audited(
+        self, autojump_clock: MockClock, store: TroubledStore
+    ) -> None:
+        async with creche.open_audit(creche.MemorySink()) as audit:
+            world = Alone(store)
+            world.made = dataclasses.replace(
+                world.made, limits=Limits(runs_per_thread=1), audit=audit
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(world.execute, "run-a")
+                await wait_all_tasks_blocked()
+                with pytest.raises(LimitExceededError, match="has 1 runs, of 1"):
+                    await world.execute("run-b")
+            (record,) = await audit.find(creche.AuditQuery(user=ADA))
+            assert (record.kind, record.operation) == ("limit_hit", "execute an agent")
+
+
+class TestTwoJournalsOfOneThread:
+    """What nothing here can prevent: somebody else writes on the same store."""
+
+    async def test_who_comes_second_is_told_at_once_and_does_not_hang(
+        self,
+        autojump_clock: MockClock,
+        store: TroubledStore,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        world, other = Alone(store), Alone(store)
+        with trio.fail_after(10):
+            async with ExecutionEngine.create_user_engine(
+                context(run="run-a"), infrastructure=other.made
+            ) as engine:
+                await world.execute("run-b")
+                with pytest.raises(LogConflictError, match="share `journals`"):
+                    await engine.execute_agent("talk", "hi")
+        assert one_at_a_time(await log_of(store)) == ["run-b"]
+        told = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert [record.message.partition(";")[0] for record in told] == [
+            "a thread's log was written by somebody else at the same time",
+        ]
+
+    async def test_a_supervisor_ends_its_run_and_goes_on_with_what_the_store_has(
+        self, autojump_clock: MockClock, store: TroubledStore
+    ) -> None:
+        world = Alone(store)
+        with trio.fail_after(30):
+            async with open_supervisor(world.made, grace=60) as supervisor:
+                async with supervisor.journals.attached(ADA, THREAD) as read:
+                    await world.execute("run-a")
+                    lost = await supervisor.start(context(run="run-b"), "talk", "hi")
+                    with pytest.raises(RunError, match="has no end"):
+                        await lost.ended()
+                    with pytest.raises(LogConflictError):
+                        await read.read(after=0)
+                    run = await supervisor.start(context(run="run-c"), "talk", "hi")
+                    assert (await run.ended()).status == "success"
+        assert one_at_a_time(await log_of(store)) == ["run-a", "run-c"]
+
+    async def test_a_store_that_is_away_is_waited_for_all_the_same(
+        self, autojump_clock: MockClock, store: TroubledStore
+    ) -> None:
+        world = Alone(store)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.execute, "run-a")
+            await trio.sleep(0.5)
+            store.refuses = lambda _: True
+            await trio.sleep(30)
+            store.refuses = lambda _: False
+        assert one_at_a_time(await log_of(store)) == ["run-a"]
 
 
 class TestTooMany:

@@ -387,7 +387,7 @@ class TestASourceThatDoesNotOpen:
     def test_because_nobody_provides_it_is_found_at_start_up(self) -> None:
         agent = agent_of(asks)
         agent.tool_sources = ("desk", "shelf")  # type: ignore[attr-defined]
-        with pytest.raises(ValueError, match=r"'a' wants .* not provided: shelf \(there is desk\)"):
+        with pytest.raises(ValueError, match=r"'a' wants .* 'shelf', .* \(there is desk\)"):
             Infrastructure(agents={"a": agent}, tool_sources={"desk": Source()})
 
 

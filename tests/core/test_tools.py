@@ -358,7 +358,10 @@ class TestCalls:
         async with dispatching(shut) as (dispatcher, _):
             await dispatcher.dispatch("shut", {})
         (logged,) = caplog.records
-        assert (logged.levelno, logged.getMessage()) == (logging.INFO, "tool shut failed")
+        assert (logged.levelno, logged.getMessage()) == (
+            logging.INFO,
+            "tool shut failed (agent_failed)",
+        )
         assert logged.exc_info is None
         assert "closed" not in str(vars(logged))
 
@@ -378,6 +381,26 @@ class TestCalls:
             logging.WARNING,
             "tool slow took longer than 7 s and was stopped",
         )
+
+    async def test_one_past_its_time_that_would_not_stop_is_told_as_that(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        let_go = threading.Event()
+
+        @tool(shared=(let_go,))
+        def deaf() -> None:
+            let_go.wait(60)
+
+        limits = Limits(tool_timeout=0.2, stop_timeout=0.1)
+        try:
+            async with dispatching(deaf, limits=limits) as (dispatcher, _):
+                result = await dispatcher.dispatch("deaf", {})
+        finally:
+            let_go.set()
+        late = "took longer than 0.2 s; it would not stop and may still be at work"
+        assert (result.content, result.code) == (f"Error: The tool {late}.", "tool_timeout")
+        assert [record.getMessage() for record in caplog.records] == [f"tool deaf {late}"]
+        assert dispatcher.abandoned == ["deaf"]
 
     async def test_a_keyboard_interrupt_from_a_thread_is_the_tools_own_doing(self) -> None:
         @tool

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -37,7 +38,7 @@ from creche import (
     open_supervisor,
     tool,
 )
-from creche._tracing import OTHER, as_code, code_of
+from creche._tracing import OTHER, Spans, as_code, code_of
 
 SECRET = "canary-secret"
 
@@ -457,20 +458,35 @@ class TestWhatIsNeverTold:
 class BrokenTracer(RecordingTracer):
     """Raises where it is told to."""
 
-    def __init__(self, *, begins: frozenset[str], ends: frozenset[str]) -> None:
+    def __init__(
+        self,
+        *,
+        begins: frozenset[str],
+        ends: frozenset[str],
+        error: Callable[[], BaseException] = OSError,
+    ) -> None:
         super().__init__()
+        self.error = error
         self.breaks_at = begins
         self.breaks_at_end = ends
 
     def begin(self, started: SpanStart, parent: Any) -> Told:
         if started.kind in self.breaks_at:
-            raise OSError("no more spans")
+            raise self.error()
         told = super().begin(started, parent)
-        told.breaks = started.kind in self.breaks_at_end
+        told.breaks = self.error if started.kind in self.breaks_at_end else None
         return told
 
 
 class TestATracerThatRaises:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            *(OSError, SystemExit, GeneratorExit, asyncio.CancelledError),
+            lambda: BaseExceptionGroup("several", [SystemExit(), OSError()]),
+        ],
+        ids=lambda error: error.__name__,
+    )
     @pytest.mark.parametrize(
         ("begins", "ends"),
         [
@@ -482,18 +498,31 @@ class TestATracerThatRaises:
         self,
         begins: frozenset[str],
         ends: frozenset[str],
+        error: Callable[[], BaseException],
         caplog: pytest.LogCaptureFixture,
         autojump_clock: Any,
     ):
         async def outer(run: RunContext) -> str:
             return (await run.spawn("asks", "x")).status
 
-        tracer = BrokenTracer(begins=begins, ends=ends)
+        tracer = BrokenTracer(begins=begins, ends=ends, error=error)
         made = infrastructure(models={"default": CallingModel()}, asks=Asks, outer=outer)
         outcome = await run_of(tracer, made, "outer")
         assert (outcome.status, outcome.result) == ("success", "success")
         complaints = [r for r in caplog.records if r.levelno >= logging.WARNING]
         assert [record.name for record in complaints] == ["creche.tracing"]
+
+    @pytest.mark.parametrize("at_end", [False, True])
+    async def test_passes_on_the_processs_keyboard_interrupt(self, at_end: bool):
+        where = frozenset({"tool"})
+        tracer = BrokenTracer(
+            begins=frozenset() if at_end else where,
+            ends=where if at_end else frozenset(),
+            error=KeyboardInterrupt,
+        )
+        block = Spans.of_run(tracer, context()).block("tool", "echo")
+        with pytest.raises(KeyboardInterrupt), block:
+            pass
 
     async def test_leaves_a_gap_and_nothing_else(self, autojump_clock: Any):
         async def outer(run: RunContext) -> None:

@@ -251,8 +251,8 @@ def what_is_said_arrives(evidence: Evidence) -> Iterator[Finding]:
     for asked in evidence.runs:
         thread = evidence.store._threads.get((asked.handle.user_id, asked.handle.thread_id))
         row = thread.runs.get(asked.handle.run_id) if thread else None
-        if thread is None or row is None or "superseded" in asked.may_be_cancelled:
-            if not asked.refused and "superseded" not in asked.may_be_cancelled:
+        if thread is None or row is None or asked.deleted:
+            if not asked.refused and not asked.deleted:
                 yield Finding("delivery", f"{asked.user} {asked.run_id} has no row")
             continue
         outcome = asked.handle.outcome

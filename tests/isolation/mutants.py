@@ -19,7 +19,6 @@ import trio
 from tests.isolation import cast
 
 from creche import (
-    AgentClassRegistry,
     CrecheError,
     EventEmitter,
     ExecutionEngine,
@@ -32,6 +31,7 @@ from creche import (
     Supervisor,
     ToolDispatcher,
     UserExecutionContext,
+    _agents,
     _emitter,
     _ending,
     _engine,
@@ -226,17 +226,16 @@ def dispatcher_bound_to_the_last_run() -> Any:
 @mutant
 def agent_instance_shared() -> Any:
     """The isolated agent is made, and then the shared one is run."""
-    instances: dict[str, Any] = {}
+    instances: dict[type, Any] = {}
 
     def change(original: Any) -> Any:
-        def describe(self: AgentClassRegistry, name: str) -> Any:
-            found = original(self, name)
-            agent = instances.setdefault(name, found.agent_class())
-            return dataclasses.replace(found, agent_class=lambda: agent)
+        def make(agent_class: type) -> Any:
+            original(agent_class)
+            return instances.setdefault(agent_class, agent_class())
 
-        return describe
+        return make
 
-    return replaced(AgentClassRegistry, "describe", change)
+    return replaced(_agents, "make_instance", change)
 
 
 @mutant
@@ -496,6 +495,23 @@ def deletion_by_thread_id_alone() -> Any:
         return cancel
 
     return replaced(Supervisor, "cancel_thread", change)
+
+
+@mutant
+def interruption_by_thread_id_alone() -> Any:
+    """A run that takes others' place ends whatever runs on a thread of that name."""
+
+    def change(original: Any) -> Any:
+        def supersede(self: Supervisor, life: RunLife) -> None:
+            original(self, life)
+            for lives in self._runs.values():
+                for other in lives.values():
+                    if other is not life and other.context.thread_id == life.context.thread_id:
+                        other.cancel("superseded")
+
+        return supersede
+
+    return replaced(Supervisor, "_supersede", change)
 
 
 @mutant

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import random
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 import trio
@@ -39,6 +39,7 @@ from creche import (
     Journals,
     Limits,
     MemorySink,
+    MultitaskStrategy,
     Run,
     RunError,
     RunId,
@@ -61,6 +62,7 @@ LIMITS: Final = Limits(
     journal_bytes=1024,  # so that readers come upon what only the store has
     read_entries=4,
 )
+STRATEGIES: Final = get_args(MultitaskStrategy)
 PATIENCE: Final = 3_600.0  # seconds of fake time, after which a story hangs
 SHARED_THREAD: Final = "everybody's"  # ids are scoped to their user, so all may use this one
 
@@ -74,6 +76,7 @@ class Act:
     agent: str = ""
     run_id: str = ""
     script: Script | None = None
+    strategy: MultitaskStrategy = "enqueue"
     since: float = 0.0  # of what the user has read so far, where a reader begins: 0 to 1
     stay: int = 0  # entries after which a reader's connection is lost
     pauses: int = 0  # checkpoints before it
@@ -116,6 +119,7 @@ def planned(seed: int) -> Plan:
 
 def _acts(chance: random.Random, owner: str, mark: str, most: int) -> Iterator[Act]:
     threads = [SHARED_THREAD, canary(owner, "thread", mark)]
+    manners = random.Random(f"{mark} {owner}")  # apart, so that the rest is as it was without
     runs = 0
     for number in range(chance.randrange(1, most + 1)):
         kind = (
@@ -138,6 +142,7 @@ def _acts(chance: random.Random, owner: str, mark: str, most: int) -> Iterator[A
                     # The same ids at all users: run ids are scoped to their user, too.
                     run_id=f"run-{runs}" if chance.random() < 0.7 else canary(owner, "run", mark),
                     script=_script(chance, canary(owner, "message", mark)),
+                    strategy=manners.choices(STRATEGIES, [6, 1, 2, 2])[0],
                     pauses=pauses,
                 )
             if number and chance.random() < 0.1:
@@ -181,6 +186,7 @@ class Asked:
     handle: Run
     may_be_cancelled: set[str] = dataclasses.field(default_factory=set[str])  # for these reasons
     refused: bool = False
+    deleted: bool = False  # with its thread
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -407,7 +413,14 @@ class Person:
             },
         )
         words = msgspec.json.encode(act.script).decode()
-        run = await self.supervisor.submit(context, act.agent, words)
+        # Marked before it is asked for: whether it comes to that is for the supervisor.
+        if act.strategy in {"interrupt", "rollback"}:
+            for earlier in self._asked():
+                if earlier.thread == act.thread:
+                    earlier.may_be_cancelled.add("superseded")
+        run = await self.supervisor.submit(
+            context, act.agent, words, multitask_strategy=act.strategy
+        )
         asked = Asked(self.user, act.thread, act.run_id, act.agent, act.script, run)
         self.evidence.runs.append(asked)
         self.evidence.returned.append((self.user, run))
@@ -431,6 +444,7 @@ class Person:
         for asked in self._asked():
             if asked.thread == act.thread:
                 asked.may_be_cancelled.add("superseded")
+                asked.deleted = True
         await self.supervisor.delete_thread(self.user, ThreadId(act.thread))
 
     def _asked(self) -> Iterator[Asked]:

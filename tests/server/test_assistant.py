@@ -13,9 +13,14 @@ from tests.server.running import PATIENCE
 from tests.small_world import agent_of, context, infrastructure
 from trio.testing import wait_all_tasks_blocked
 
-from creche import RunContext, RunError, open_supervisor
-from creche_server.assistant import calculator, clock, history_tool
+from creche import MemoryStore, RunContext, RunError, open_supervisor
+from creche_server.assistant import TOOL_NAMES, calculator, clock, history_tool
 from creche_server.database import open_database
+
+
+def test_the_tools_that_a_server_provides_are_those_that_it_names() -> None:
+    provided = (calculator, clock, history_tool(MemoryStore()))
+    assert tuple(each.name for each in provided) == TOOL_NAMES
 
 
 @pytest.mark.parametrize(

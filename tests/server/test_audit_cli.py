@@ -100,7 +100,7 @@ class TestVerify:
             ([lines[0], *lines[2:]], "deleted: record 2 is missing"),
             ([lines[0], lines[2], lines[1], lines[3]], "re-ordered: record 2 stands behind"),
             (lines[:3], "cut off: record 4 is cut off"),
-            ([lines[0], b"{}\n", *lines[2:]], "unreadable: what stands for record 2"),
+            ([lines[0], b"{}\n", *lines[2:]], "unreadable: where record 2 should be there is none"),
         ):
             path.write_bytes(b"".join(changed))
             code, said, _ = creche("audit", "verify", "--data", str(data))
@@ -186,8 +186,46 @@ class TestList:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         code, said, _ = creche("audit", "list", "--data", str(data))
         assert code == 0
-        assert "claimed owner" in said
+        assert "resource" in said
+        assert "claimed owner" not in said, "nobody's is known, so it has no column"
         assert "[red]y[/red]" in said
+
+    def test_on_a_terminal_tells_whose_it_was_where_that_is_known(
+        self, creche: Creche, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fill_with_owner() -> None:
+            key = audit_key(tmp_path)
+            async with open_audit(JsonlSink(audit_file(tmp_path)), key=key) as audit:
+                await audit.record(
+                    "user_mismatch",
+                    user="ada",
+                    claimed_owner="bob",
+                    resource="x",
+                    operation="look",
+                )
+
+        trio.run(fill_with_owner)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        _, said, _ = creche("audit", "list", "--data", str(tmp_path))
+        assert "claimed owner" in said
+
+    def test_is_in_the_order_of_the_times_that_it_shows(
+        self, creche: Creche, tmp_path: Path
+    ) -> None:
+        """Repeats are recorded when their minute is over, after what happened meanwhile."""
+
+        async def fill_folded() -> None:
+            async with open_audit(
+                JsonlSink(audit_file(tmp_path)), key=audit_key(tmp_path)
+            ) as audit:
+                for resource in ("a", "a", "b"):
+                    await audit.record("limit_hit", user="ada", resource=resource, operation="look")
+
+        trio.run(fill_folded)
+        _, said, _ = creche("audit", "list", "--data", str(tmp_path))
+        rows = [line.split("\t") for line in said.splitlines()]
+        assert [row[4] for row in rows] == ["a", "a", "b"]
 
 
 class TestStats:

@@ -167,6 +167,25 @@ async def cancels_bobs_run(server: Server) -> Mapping[str, str]:
     return {"run": run_id}
 
 
+async def asks_what_bobs_run_does(server: Server) -> Mapping[str, str]:
+    run_id = await bobs_run(server)
+    async with server.chat() as chat:
+        await refused(chat, "no_such_run", "agent.getTree", run_id=run_id)
+    return {"run": run_id}
+
+
+async def asks_over_http_what_bobs_run_does(server: Server) -> Mapping[str, str]:
+    run_id = await bobs_run(server)
+    async with server.http() as http:
+        assert (await http.get(f"/runs/{run_id}/tree")).status_code == 404
+    return {"run": run_id}
+
+
+async def asks_for_bobs_runs(server: Server) -> None:
+    async with server.http() as http:
+        assert (await http.get("/runs?user=bob")).json()["runs"] == []
+
+
 async def asks_for_what_was_before_bobs_run(server: Server) -> Mapping[str, str]:
     run_id = await bobs_run(server)
     async with server.chat() as chat:
@@ -319,6 +338,22 @@ CASES: tuple[Case, ...] = (
         "absent",
     ),
     Case("run_mismatch", cancels_bobs_run, "run {run}", "run.cancel", "absent"),
+    Case("run_mismatch", asks_what_bobs_run_does, "run {run}", "agent.getTree", "absent"),
+    Case(
+        "run_mismatch",
+        asks_over_http_what_bobs_run_does,
+        "run {run}",
+        "GET /runs/<run_id>/tree",
+        "absent",
+    ),
+    Case(
+        "user_mismatch",
+        asks_for_bobs_runs,
+        "runs",
+        "GET /runs",
+        "absent",
+        owner="bob",
+    ),
     Case("run_mismatch", asks_for_what_was_before_bobs_run, "run {run}", "state.get", "absent"),
     Case(
         "run_mismatch",

@@ -475,6 +475,25 @@ class TestServe:
             ("{'a': 1}", "agent 'a' must be a class"),
             ("Needy", "agent 'needy': Needy.__init__ needs arguments"),
             ("Blind", "agent 'blind': Blind.run must take the run"),
+            (
+                "{'shop': type('Shop', (Fine,), {'tools': ('tell_stock',)})}",
+                "agent 'shop' wants the tool 'tell_stock', which is not there (there is "
+                "calculator, clock, search_history)",
+            ),
+            (
+                "{'shop': type('Shop', (Fine,), {'tool_sources': ('time',)})}",
+                "agent 'shop' wants the MCP server 'time', which the settings do not name: they "
+                "need [mcp.servers.time]",
+            ),
+            (
+                "AgentClassRegistry(); agents.register('shop', Fine, requires=('billing', 'tax'))",
+                "agent 'shop' wants the tools 'billing', 'tax', which are not there",
+            ),
+            (
+                "Application(agents={'shop': type('Shop', (Fine,), {'tools': ('nail',)})})",
+                "agent 'shop' wants the tool 'nail', which is not there",
+            ),
+            ("{'shop': type('Shop', (Fine,), {'tools': (len,)})}", "agent 'shop': len is no tool"),
         ],
     )
     def test_what_holds_no_agent_is_refused_in_a_sentence(
@@ -484,6 +503,8 @@ class TestServe:
         sentence: str,
     ) -> None:
         Path("mine.py").write_text(
+            "from creche import AgentClassRegistry\n"
+            "from creche_server.application import Application\n"
             "class Fine:\n async def run(self, run): ...\n"
             "class Needy(Fine):\n def __init__(self, key): ...\n"
             "class Blind:\n async def run(self): ...\n"
@@ -491,6 +512,7 @@ class TestServe:
         )
         line = command_line.refused("serve", "mine:agents", "--model", "scripted", "--port", "0")
         assert line.startswith(f"mine:agents: {sentence}")
+        assert not Path(".creche").exists()
 
     def test_with_a_damaged_key_says_so(self, command_line: CommandLine) -> None:
         Path("key").write_bytes(b"short")
@@ -529,6 +551,14 @@ class TestChat:
         assert result.stdout.decode().split() == ["42", "tok0"]
         assert "calculator" in told(result)
         assert "42" in told(result)
+
+    async def test_says_that_a_thread_which_was_named_is_a_new_one(
+        self, server: Server, folder: Path
+    ) -> None:
+        common = ("--thread", "typo", "--agent", "assistant", "--data", "data")
+        for expected in ("thread typo is a new thread\n", ""):
+            done = await run_creche("chat", "tokens=1", *common, cwd=folder)
+            assert (done.returncode, told(done)) == (0, expected)
 
     async def test_goes_on_with_a_thread(self, server: Server, folder: Path) -> None:
         common = ("--thread", "t", "--agent", "assistant", "--data", "data")
@@ -745,7 +775,7 @@ class TestChat:
         common = ("--thread", "silent", "--agent", "assistant", "--data", "data")
         first = await run_creche("chat", "tokens=0", *common, cwd=folder)
         assert (first.returncode, first.stdout) == (0, b"")
-        assert told(first) == "(no answer)\n"
+        assert told(first) == "thread silent is a new thread\n(no answer)\n"
         second = await run_creche("chat", *common, cwd=folder)
         assert told(second).splitlines()[0] == "(no answer)"
 
@@ -889,7 +919,7 @@ class TestChat:
     @pytest.mark.parametrize("end", ["deletion", "shutdown", "deadline"])
     async def test_tells_who_or_what_stopped_a_run(self, tmp_path: Path, end: str) -> None:
         words = {
-            "deletion": b"the thread was deleted",
+            "deletion": b"a later message took its place, or its thread was deleted",
             "shutdown": b"the server was shut down",
             "deadline": b"stopped: the run took longer than run_timeout (1 s)",
         }
@@ -930,7 +960,7 @@ class TestChat:
                         assert (await client.next_event())["seq"] == seq
 
     async def test_of_no_server_names_the_whole_path(self, tmp_path: Path) -> None:
-        for command in (("chat", "x"), ("link",), ("threads",)):
+        for command in (("chat", "x"), ("link",), ("threads",), ("top",)):
             result = await run_creche(*command, cwd=tmp_path)
             assert result.returncode == 1
             assert told(result) == (
@@ -949,7 +979,11 @@ class TestChat:
             ": the run took longer than run_timeout (600 s)",
             1,
         ),
-        ({"reason": "superseded"}, ": the thread was deleted", 1),
+        (
+            {"reason": "superseded"},
+            ": a later message took its place, or its thread was deleted",
+            1,
+        ),
         ({"reason": "shutdown"}, ": the server was shut down", 1),
         ({"reason": "something new"}, ": something new", 1),
     ],

@@ -94,3 +94,24 @@ def test_the_ten_line_agent_is_served_and_answers(tmp_path: Path, model: str) ->
     assert "tell_stock" in answered.stderr
     assert answered.returncode == 0
     assert server.returncode == 0, log
+
+
+def test_a_server_starts_with_the_mcp_servers_of_the_readme(tmp_path: Path) -> None:
+    """As they are written: nothing in them needs what a new user does not have."""
+    (tmp_path / "creche.toml").write_text(block("file", "creche.toml"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "mcp-server-time").touch(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-m", "creche_server", "serve", "--model", "scripted", "--port", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        announced = server.stdout.readline()
+        server.terminate()
+        _, log = server.communicate(timeout=20)
+    assert announced.startswith("creche: listening on ")
+    assert "mcp-server-time" not in log

@@ -120,6 +120,41 @@ async def test_state_by_state_every_run_is_told_of_once(sizes: list[int], limit:
     assert told == [f"run-{number}" for number in range(len(sizes))][::-1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.sampled_from([1, 250_000]), min_size=1, max_size=12),
+    limit=LIMITS,
+    gone=st.sets(st.integers(0, 11)),
+)
+async def test_runs_that_were_rolled_back_are_passed_over(
+    sizes: list[int], limit: int, gone: set[int]
+) -> None:
+    store = await store_of(sizes)
+    undone = tuple(RunId(f"run-{number}") for number in gone)
+    await store.commit([Commit(user_id=ADA, thread_id=T1, rolls_back=undone)])
+    expected = [number for number in range(len(sizes)) if number not in gone]
+    told: list[str] = []
+    before: RunId | None = None
+    while True:
+        recalled = await recall(store, ADA, T1, limit=limit, before=before)
+        told = ids_of(recalled.to_dict()) + told
+        before = recalled.earlier
+        if before is None:
+            break
+    assert told == [f"m-{number}" for number in expected]
+    runs: list[str] = []
+    while True:
+        states, before = await history(store, ADA, T1, limit=limit, before=before)
+        runs += [state["metadata"]["run_id"] for state in states]
+        if before is None:
+            break
+    assert runs == [f"run-{number}" for number in expected][::-1]
+    for number in gone & set(range(len(sizes))):  # somebody may have been told of it before
+        recalled = await recall(store, ADA, T1, before=RunId(f"run-{number}"))
+        earlier = [f"m-{n}" for n in expected if n < number]
+        assert ids_of(recalled.to_dict()) == earlier[len(earlier) - len(recalled.runs) :]
+
+
 def calling(count: int, size: int) -> list[Message]:
     """A question, and an answer with so many calls, their arguments and results of that size."""
     ids = [ToolCallId(f"c-{number}") for number in range(count)]

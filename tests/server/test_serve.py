@@ -320,10 +320,10 @@ class TestStarting:
             tools = ("hammer",)
 
         registry = AgentClassRegistry({"mine": Mine})
-        with pytest.raises(BaseException) as info, trio.fail_after(PATIENCE):  # noqa: PT011
-            await serve(settings_for(tmp_path), Application(agents=registry), stop=Stop())
-        (error,) = leaves(info.value)
-        assert "hammer" in str(error)
+        settings = settings_for(tmp_path / "data")
+        with pytest.raises(ValueError, match="hammer"), trio.fail_after(PATIENCE):
+            await serve(settings, Application(agents=registry), stop=Stop())
+        assert not (tmp_path / "data").exists()
 
     async def test_says_how_many_runs_were_lost(
         self,
@@ -334,6 +334,19 @@ class TestStarting:
         async with open_server(tmp_path):
             pass
         assert not any("lost" in record.getMessage() for record in caplog.records)
+
+    async def test_says_that_an_assistant_of_the_embedders_replaces_ours(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Mine(ModelAgent):
+            """Mine."""
+
+        caplog.set_level(logging.INFO, logger="creche")
+        for name, times in (("mine", 0), ("assistant", 1)):
+            async with open_server(tmp_path, {name: Mine}):
+                pass
+            said = [record.getMessage() for record in caplog.records]
+            assert said.count("the agent 'assistant' is your own, in place of creche's") == times
 
     def test_an_assistant_of_the_embedders_replaces_ours(self) -> None:
         class Mine(ModelAgent):

@@ -47,10 +47,12 @@ def test_every_limit_that_can_be_set_arrives() -> None:
         cleanup_timeout=3,
         runs_per_user=4,
         runs_per_thread=5,
+        approval_timeout=6,
     )
     limits = settings.limits
     assert (limits.run_timeout, limits.tool_timeout, limits.cleanup_timeout) == (1, 2, 3)
     assert (limits.runs_per_user, limits.runs_per_thread) == (4, 5)
+    assert limits.approval_timeout == 6
 
 
 def test_a_database_url_is_taken_as_it_is() -> None:
@@ -110,6 +112,22 @@ def test_origins_come_in_a_row_as_browsers_send_them(
 def test_what_is_no_origin_is_refused(text: str) -> None:
     with pytest.raises(pydantic.ValidationError, match="no origin"):
         load_settings(origins=["https://fine.example", text])
+
+
+@pytest.mark.parametrize(
+    ("text", "operators"), [("", ()), ("olga", ("olga",)), (" olga ,otto, ", ("olga", "otto"))]
+)
+def test_operators_come_in_a_row(
+    monkeypatch: pytest.MonkeyPatch, text: str, operators: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CRECHE_OPERATORS", text)
+    assert load_settings().operators == operators
+
+
+@pytest.mark.parametrize("user", ["", " ", "none", *MISLEADING], ids=ascii)
+def test_an_operator_that_can_be_no_user_is_refused(user: str) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        load_settings(operators=["olga", user])
 
 
 @pytest.mark.parametrize("user", ["", " ", "none", *MISLEADING], ids=ascii)

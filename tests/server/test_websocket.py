@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import logging
+import random
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,18 @@ from tests.server.running import (
     words_of,
 )
 
-from creche import Entry, Journals, RunContext, ThreadId, ToolContext, UserId, events, new_id, tool
+from creche import (
+    Entry,
+    Journals,
+    RunContext,
+    Step,
+    ThreadId,
+    ToolContext,
+    UserId,
+    events,
+    new_id,
+    tool,
+)
 from creche_server.outbox import HIGH_WATER
 from creche_server.resuming import in_parts
 from creche_server.telemetry import configure_logging
@@ -92,7 +104,7 @@ WRONG_COMMANDS: Final[list[tuple[str, str, int | None]]] = [
     ),
     (
         '{"id":7,"method":"run.start","params":'
-        '{"multitask_strategy":"reject","input":{"messages":[{"content":"x"}]}}}',
+        '{"multitask_strategy":"queue","input":{"messages":[{"content":"x"}]}}}',
         "invalid_argument",
         7,
     ),
@@ -346,6 +358,74 @@ class TestASubscription:
             await check(server, seen)
             async with server.chat() as chat:
                 assert (await chat.subscribe())["epoch"] == epoch
+
+    async def test_is_cut_after_each_event_by_many_at_once_and_loses_nothing(
+        self, tmp_path: Path
+    ) -> None:
+        """With tools, sub-agents and a second run in the queue; each cut goes on where it was.
+
+        A reader that is cut at n reads n events, leaves, and comes back with `since=n`, while the
+        runs go on: n is each position of the uncut stream, and all are there at once. So it is in
+        memory; after a restart all of it comes from the database.
+        """
+        go = trio.Event()
+
+        @tool
+        async def look(what: str) -> str:
+            """Look."""
+            return what * 2
+
+        async def below(run: RunContext) -> str:
+            await run.emit.text("below")
+            await run.call_tool("look", {"what": "ab"})
+            return "done"
+
+        async def above(run: RunContext) -> None:
+            await run.emit.text("above")
+            await run.call_tool("look", {"what": "é"})
+            await run.parallel([Step(agent="below", input="1"), Step(agent="below", input="2")])
+            await go.wait()
+            await run.call_tool("absent", {})
+            await run.emit.text("end")
+
+        seen: list[str] = []
+        cut: list[list[str]] = []
+
+        async def cut_at(server: Server, position: int, total: int) -> None:
+            async with server.chat() as first:
+                await first.subscribe()
+                await first.until(lambda: len(first.raw_events) >= position, f"{position}")
+                got = first.raw_events[:position]
+            go.set()
+            async with server.chat() as again:
+                await again.subscribe(since=position)
+                await again.until(lambda: len(got) + len(again.raw_events) >= total, "the rest")
+                cut.append(got + again.raw_events)
+
+        async def cut_everywhere(server: Server, positions: range, more: int | None) -> None:
+            async with trio.open_nursery() as nursery:
+                for position in positions:
+                    total = len(seen) if more is None else position + more
+                    nursery.start_soon(cut_at, server, position, total)
+
+        agents = {"above": above, "below": below}
+        many: dict[str, Any] = {"max_connections_per_user": 1000}
+        async with open_server(tmp_path, agents, (look,), **many) as server:
+            async with server.chat() as whole:
+                await whole.subscribe()
+                running = await whole.start("go", "above")
+                queued = await whole.start("tokens=5")
+                await whole.until(lambda: len(whole.raw_events) > 20, "it waits")
+                await cut_everywhere(server, range(1, len(whole.raw_events) + 1), 5)
+                await whole.finished(running)
+                await whole.finished(queued)
+                seen.extend(whole.raw_events)
+                check_agui(whole.events)
+            await cut_everywhere(server, range(len(seen) + 1), None)
+        async with open_server(tmp_path, agents, (look,), **many) as server:
+            await cut_everywhere(server, range(len(seen) + 1), None)
+        assert len(cut) > 20 + 2 * len(seen)
+        assert [got for got in cut if got != seen[: len(got)]] == []
 
     async def test_of_a_log_larger_than_memory_has_no_gap(self, tmp_path: Path) -> None:
         """A journal keeps 256 KiB; the rest comes from the database while the run goes on."""
@@ -697,6 +777,157 @@ class TestCancelling:
                 with trio.fail_after(3):
                     told = await second.ask("run.cancel", run_id=run_id, wait=True)
                 assert told["status"] == "cancelled"
+
+
+class TestDoubleTexting:
+    """What becomes of what runs on a thread when somebody asks for more."""
+
+    async def test_a_rejected_run_is_told_that_the_thread_is_busy(self, server: Server) -> None:
+        async with server.chat() as chat:
+            await chat.subscribe()
+            first = await chat.start("hang")
+            number = await chat.send(
+                "run.start", asking("tokens=1") | {"multitask_strategy": "reject"}
+            )
+            reply = await chat.reply(number)
+            assert (reply["type"], reply["error"]) == ("error", "busy")
+            assert "this thread is busy" in reply["message"]
+            async with server.http() as http:
+                state = (await http.get("/threads/thread-a/state")).json()
+            assert (state["active_run"], state["queued_runs"]) == (first, [])
+            assert len(state["values"]["messages"]) == 1
+
+    async def test_an_interrupting_run_is_next_and_the_others_end_as_superseded(
+        self, server: Server
+    ) -> None:
+        async with server.chat() as chat:
+            await chat.subscribe()
+            hanging = await chat.start("hang")
+            waiting = await chat.start("tokens=1 never said")
+            last = await chat.ask("run.start", **asking("tokens=1"), multitask_strategy="interrupt")
+            assert last["queued"] == 1
+            await chat.finished(last["run_id"])
+            for run_id in (hanging, waiting):
+                terminal = chat.terminal(run_id)
+                assert terminal is not None
+                assert terminal["metadata"]["creche"]["receipt"]["reason"] == "superseded"
+            check_agui(chat.events)
+            state = await chat.ask("state.get")
+        contents = [message["content"] for message in state["values"]["messages"]]
+        assert [words for words in contents if words] == [
+            "hang",
+            "tokens=1 never said",
+            "tokens=1",
+            "tok0 ",
+        ]
+
+    async def test_what_was_rolled_back_is_told_and_neither_in_the_state_nor_in_the_history(
+        self, tmp_path: Path
+    ) -> None:
+        read: list[list[str]] = []
+
+        async def talk(run: RunContext) -> None:
+            read.append([str(message.content) for message in run.messages])
+            await run.emit.text("said")
+            if run.messages[-1].content == "hang":
+                await trio.sleep_forever()
+
+        async with open_server(tmp_path, {"talk": talk}) as server:
+            async with server.chat() as chat:
+                await chat.subscribe()
+                await chat.run("one", "talk")
+                gone = await chat.start("hang", "talk")
+                await chat.until(lambda: "TEXT_MESSAGE_CONTENT" in types_of(chat.run_events(gone)))
+                last = await chat.ask(
+                    "run.start", **asking("two", "talk"), multitask_strategy="rollback"
+                )
+                await chat.finished(last["run_id"])
+                check_agui(chat.events)
+                _, told, *_ = chat.run_events(last["run_id"])
+                assert (told["type"], told["name"]) == ("CUSTOM", "creche.rolled_back")
+                assert told["value"] == {"run_ids": [gone]}
+                assert words_of(chat.run_events(gone)) == "said", "the log keeps it"
+                state = await chat.ask("state.get")
+                async with server.http() as http:
+                    over_http = (await http.get("/threads/thread-a/state")).json()
+                    states = (await http.get("/threads/thread-a/history")).json()
+        contents = [message["content"] for message in state["values"]["messages"]]
+        assert contents == ["one", "said", "two", "said"]
+        assert over_http["values"] == state["values"]
+        assert [len(each["values"]["messages"]) for each in states] == [4, 2]
+        assert read == [["one"], ["one", "said", "hang"], ["one", "said", "two"]]
+
+    async def test_a_storm_of_mixed_starts_keeps_its_order(self, tmp_path: Path) -> None:
+        chance = random.Random(7)
+        kinds = ["enqueue", "reject", "interrupt", "rollback"]
+        opened = open_server(tmp_path, runs_per_thread=200, runs_per_user=200)
+        async with opened as server, server.chat() as chat:
+            await chat.subscribe()
+            numbers = []
+            for number in range(100):
+                params = asking(f"tokens={chance.choice([1, 3])} ask {number}")
+                params["multitask_strategy"] = chance.choices(kinds, [6, 2, 1, 1])[0]
+                numbers.append(await chat.send("run.start", params))
+                if chance.random() < 0.2:
+                    await trio.sleep(0.005)
+            # Each start settles its place before its reply waits for the commit; 32 may wait.
+            replies = [await chat.reply(number) for number in numbers]
+            taken = [reply["result"]["run_id"] for reply in replies if reply["type"] == "success"]
+            told = {reply["error"] for reply in replies if reply["type"] == "error"}
+            assert told <= {"busy", "limit_exceeded"}
+            assert len(taken) > 30
+            for run_id in taken:
+                await chat.finished(run_id)
+            check_agui(chat.events)
+            runs = by_run(chat.events)
+            assert [run[0]["runId"] for run in runs] == taken
+            assert chat.terminal(taken[-1])["outcome"]["type"] == "success"  # type: ignore[index]
+            gone = {
+                run_id
+                for event in chat.events
+                if event.get("name") == "creche.rolled_back"
+                for run_id in event["value"]["run_ids"]
+            }
+            assert gone
+            state = await chat.ask("state.get", limit=1000)
+        asked = [m["content"] for m in state["values"]["messages"] if m["role"] == "user"]
+        assert asked == [
+            run[0]["input"]["messages"][0]["content"] for run in runs if run[0]["runId"] not in gone
+        ]
+
+
+class TestAdmission:
+    """A user's runs over the cap wait for a place, and say where they stand."""
+
+    async def test_the_reply_and_then_the_event_tell_the_position(self, tmp_path: Path) -> None:
+        async with open_server(tmp_path, running_per_user=1) as server:
+            async with server.chat("t0") as chat, server.chat("t1") as other:
+                await other.subscribe()
+                running = await chat.start("hang")
+                first = await other.ask("run.start", **asking("tokens=1"))
+                second = await other.ask("run.start", **asking("tokens=1"))
+                assert (first["queued"], second["queued"]) == (1, 2)
+                async with server.chat("t0", user="bob") as bob:
+                    await bob.subscribe()
+                    assert (await bob.run("tokens=1"))[-1]["type"] == "RUN_FINISHED"
+                assert other.events == [], "nothing comes before RUN_STARTED"
+                await trio.sleep(1.1)
+                await chat.ask("run.cancel", run_id=running)
+                await other.finished(second["run_id"])
+                for position, run in enumerate((first, second), 1):
+                    started, queued, *_ = other.run_events(run["run_id"])
+                    assert (started["type"], queued["name"]) == ("RUN_STARTED", "creche.queued")
+                    assert queued["value"]["position"] == position
+                    assert queued["value"]["waited_ms"] > 1000
+
+    async def test_a_full_queue_is_an_error_with_a_time(self, tmp_path: Path) -> None:
+        async with open_server(tmp_path, running_per_user=1, runs_per_user=2) as server:
+            async with server.chat("t0") as chat, server.chat("t1") as other:
+                await chat.start("hang")
+                await other.start("tokens=1")
+                reply = await other.reply(await other.send("run.start", asking("tokens=1")))
+                assert (reply["error"], reply["retry_after"]) == ("limit_exceeded", 1.0)
+                assert "this user already has 2 runs" in reply["message"]
 
 
 class TestWhoLeaves:

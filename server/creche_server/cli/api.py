@@ -38,7 +38,8 @@ class Api:
         """What is at `/path/…`, or None where nothing is. Raises ClientError."""
         where = "/".join(quote(part, safe="") for part in path)
         request = Request(f"{self.url}/{where}?{urlencode(query)}")  # noqa: S310  our own server's
-        return await trio.to_thread.run_sync(self._answer, request)
+        # It changes nothing, so who does not wait for the answer may leave it.
+        return await trio.to_thread.run_sync(self._answer, request, abandon_on_cancel=True)
 
     async def post(self, path: str, body: object) -> Any:
         """The answer to what is posted. Raises ClientError."""

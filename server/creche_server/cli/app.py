@@ -55,7 +55,8 @@ def serve(
     ----------
     agents
         Your own agents, as MODULE:NAME: a mapping of names to agent classes, a registry, one
-        agent class, or an Application. They are served beside `assistant`.
+        agent class, or an Application. They are served beside `assistant`, but one of that name
+        replaces it.
     host
         The address to listen on (default 127.0.0.1).
     port
@@ -130,6 +131,36 @@ def threads(
 
 
 @app.command
+def top(
+    *,
+    user: str | None = None,
+    once: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    every: Annotated[float, Parameter(validator=validators.Number(gte=0.2, lte=3600))] = 1.0,
+    data: Data = None,
+) -> int:
+    """Show what runs do right now, until ^C: everybody's for an operator, else one's own.
+
+    Where the output is no terminal, it is shown once, with whole ids.
+
+    Parameters
+    ----------
+    user
+        Whom to look for (default: the user that the server's own link is for); who is an operator
+        is said in the server's settings.
+    once
+        Show it once.
+    json
+        Print what the server says, once.
+    every
+        Seconds between two looks.
+    """
+    from creche_server.cli.top import show_top  # noqa: PLC0415
+
+    return show_top(_settings(data=data).data, user=user, once=once, as_json=json, every=every)
+
+
+@app.command
 def token(*, user: str, days: float = 30.0, data: Data = None) -> int:
     """Print a bearer token that speaks for a user.
 
@@ -185,7 +216,7 @@ async def list_(
     data: Data = None,
     database: AuditDatabase = None,
 ) -> int:
-    """Print records, oldest first.
+    """Print records by the time that they show, oldest first; as json in the chain's order.
 
     Parameters
     ----------

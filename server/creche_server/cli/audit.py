@@ -7,8 +7,9 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,7 @@ from creche_server.data_directory import DataDirectoryError
 from creche_server.database import open_sql_sink
 from creche_server.settings import Settings
 
+_OWNER: Final = 3  # the column; a terminal is shown it where there is anything in it
 FINE, TAMPERED, WRONG_USE = 0, 1, 2  # exit codes
 
 Format = Literal["text", "json"]
@@ -43,7 +45,10 @@ async def list_audit(
     query: Callable[[], AuditQuery],
     form: Format,
 ) -> int:
-    """Print the records that a query means, oldest first. Returns the exit code."""
+    """Print the records that a query means: as text by their time, as JSON by their number.
+
+    Returns the exit code.
+    """
     return await _explained(partial(_list, settings, query, form))
 
 
@@ -152,8 +157,22 @@ async def _list(settings: Settings, query: Callable[[], AuditQuery], form: Forma
         for record in records:
             sys.stdout.write(f"{encode_record(record).decode()}\n")
         return FINE
-    columns = ("last", "kind", "user", "claimed owner", "resource", "operation", "outcome", "times")
-    _print_rows(columns, map(_shown, records))
+    columns: tuple[str, ...] = (
+        "last",
+        "kind",
+        "user",
+        "claimed owner",
+        "resource",
+        "operation",
+        "outcome",
+        "times",
+    )
+    # Repeats are recorded when they are over, with the time of the last one: by `seq` they would
+    # come after what happened later.
+    rows = [_shown(record) for record in sorted(records, key=attrgetter("last"))]
+    if sys.stdout.isatty() and all(row[_OWNER] == "-" for row in rows):
+        columns, *rows = (row[:_OWNER] + row[_OWNER + 1 :] for row in (columns, *rows))
+    _print_rows(columns, rows)
     return FINE
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -49,7 +50,7 @@ def chat(
             agent=agent or running_server(data).agents[0],
         )
         if question is not None:
-            code = _ask_once(conversation, question)
+            code = _ask_once(conversation, question, goes_on=thread is not None)
         else:
             if thread is not None:
                 trio.run(conversation.show_history)
@@ -82,9 +83,9 @@ async def _latest_thread(api: Api) -> str:
     return str(threads[0]["thread_id"])
 
 
-def _ask_once(conversation: Conversation, question: str) -> int:
+def _ask_once(conversation: Conversation, question: str, *, goes_on: bool) -> int:
     try:
-        return trio.run(conversation.ask, question)
+        return trio.run(partial(conversation.ask, question, goes_on=goes_on))
     finally:
         if conversation.begun and sys.stdout.isatty():
             conversation.note_how_to_go_on()

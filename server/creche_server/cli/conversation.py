@@ -31,7 +31,9 @@ class Conversation:
         self.begun = False  # a run of ours is on this thread, so it exists
 
     def note_the_beginning(self) -> None:
-        self._screen.note(f"thread {self.thread_id} · ^C stops an answer, ^D leaves")
+        self._screen.note(
+            f"thread {self.thread_id} · ^C stops an answer; ^D leaves, or ^C where nothing is typed"
+        )
 
     def note_how_to_go_on(self) -> None:
         self._screen.note(f"go on with: creche chat --thread {shlex.quote(self.thread_id)}")
@@ -80,12 +82,15 @@ class Conversation:
         elif not answered:
             self._screen.note("(no answer)")
 
-    async def ask(self, question: str) -> int:
+    async def ask(self, question: str, *, goes_on: bool = False) -> int:
         """Send a question and show the answer as it comes; ^C stops the run itself.
 
+        One that `goes_on` is for a thread that is there; if there is none, a line says so.
         Returns an exit code. Raises ClientError.
         """
         position = await self._end_of_the_log()
+        if goes_on and "epoch" not in position:  # the server knows no such thread
+            self._screen.note(f"thread {self.thread_id} is a new thread")
         async with open_client(self._api.url, self.thread_id, self._api.token) as client:
             await client.ask("subscription.subscribe", position)
             async with _stopped_by_interrupt(client) as asked:

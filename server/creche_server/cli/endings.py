@@ -15,7 +15,7 @@ REASONS: Final = MappingProxyType(
         "deadline": "the run took longer than run_timeout",
         "budget": "the run spent more than it may",
         "disconnect": "nobody was watching",
-        "superseded": "the thread was deleted",
+        "superseded": "a later message took its place, or its thread was deleted",
         "shutdown": "the server was shut down",
         "unanswered": "nobody answered its question in time",
     }

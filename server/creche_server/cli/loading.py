@@ -9,16 +9,19 @@ import traceback
 from pathlib import Path
 
 from creche_server.application import Application
+from creche_server.serve import check_provided
+from creche_server.settings import Settings
 
 
 class AgentsNotFoundError(Exception):
     """What was said to hold agents does not."""
 
 
-def load_application(spec: str) -> Application:
+def load_application(spec: str, settings: Settings) -> Application:
     """The application at MODULE:NAME, or the agents there; looked for from the working directory.
 
-    Raises AgentsNotFoundError, which says what to write; for a module that cannot be imported
+    Raises AgentsNotFoundError, which says what to write, also where an agent wants what a server
+    with these settings does not have; for a module that cannot be imported
     it goes on with the traceback, from the module's own first line on.
     """
     module_name, _, attribute = spec.partition(":")
@@ -43,14 +46,13 @@ def load_application(spec: str) -> Application:
         msg = f"{module_name} has no {attribute!r}"
         raise AgentsNotFoundError(msg)
     found = getattr(module, attribute)
-    if isinstance(found, Application):
-        return found
     try:
-        application = Application(agents=found)
+        application = found if isinstance(found, Application) else Application(agents=found)
+        check_provided(application, settings)
     except (TypeError, ValueError) as error:
         msg = f"{spec}: {error}"
         raise AgentsNotFoundError(msg) from error
-    if not application.registry:
+    if application is not found and not application.registry:
         msg = f"{spec}: there is no agent in it"
         raise AgentsNotFoundError(msg)
     return application

@@ -51,7 +51,7 @@ def serve_until_signalled(settings: Settings, agents: str | None) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP. Returns an exit code: 0, or 1 with words."""
     configure_logging(settings.log_level, sys.stderr)
     try:
-        application = load_application(agents) if agents is not None else None
+        application = load_application(agents, settings) if agents is not None else None
         loaded = () if agents is None else (agents.partition(":")[0],)
         trio.run(partial(_serve, settings, application, loaded))
     except KeyboardInterrupt:  # before the server took the signals over

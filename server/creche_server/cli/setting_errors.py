@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -14,6 +15,14 @@ from creche_server.settings import CONFIG_FILE, PREFIX, Settings
 
 _LONGEST = 60  # characters of a value
 _MCP: Final = "mcp"
+# {what pydantic calls a mistake in a server: what to write}
+_OF_SERVERS: Final = MappingProxyType(
+    {
+        "tuple_type": 'must be a list of words, such as ["mcp-server-time"]',
+        "string_pattern_mismatch": "a server's name has letters and digits, with single - or _ "
+        "between them",
+    }
+)
 
 
 def explain(
@@ -48,7 +57,7 @@ def _of_a_server(
     source = _source(_MCP, flags, environment).removesuffix(_MCP)
     if problem["type"] == "extra_forbidden":
         return f"{source}there is no setting {path!r}"
-    words = problem["msg"].removeprefix("Value error, ")
+    words = _OF_SERVERS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     return f"{source}{path}: {words[:1].lower()}{words[1:]}"
 
 

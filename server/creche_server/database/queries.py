@@ -10,7 +10,19 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from sqlalchemy import BindParameter, Insert, Select, Table, bindparam, exists, func, select, update
+from sqlalchemy import (
+    BindParameter,
+    Insert,
+    Select,
+    Table,
+    bindparam,
+    exists,
+    false,
+    func,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from creche_server.database.tables import chunks, messages, questions, runs, threads
@@ -50,12 +62,20 @@ RUN: Final = select(runs).where(runs.c.user_id == given("user"), runs.c.run_id =
 MESSAGES: Final = (
     select(messages.c.run_id, messages.c.data, messages.c.created_at)
     .join(runs, (runs.c.user_id == messages.c.user_id) & (runs.c.run_id == messages.c.run_id))
-    .where(messages.c.user_id == given("user"), messages.c.thread_id == given("thread"))
+    .where(
+        messages.c.user_id == given("user"),
+        messages.c.thread_id == given("thread"),
+        runs.c.rolled_back.is_(false()),
+    )
     .order_by(runs.c.id, messages.c.id)
 )
 OLDEST_OF_THE_LATEST: Final = (
     select(runs.c.id)
-    .where(runs.c.user_id == given("user"), runs.c.thread_id == given("thread"))
+    .where(
+        runs.c.user_id == given("user"),
+        runs.c.thread_id == given("thread"),
+        runs.c.rolled_back.is_(false()),
+    )
     .order_by(runs.c.id.desc())
     .offset(given("skipped"))
     .limit(1)
@@ -115,6 +135,15 @@ OF_ANOTHER_BEHIND_THE_WALL: Final = MappingProxyType(
         "question": select(func.questions_of_another(given("wanted"), given("asking"))),
     },
 )
+ROLL_BACK: Final = (
+    update(runs)
+    .where(
+        runs.c.user_id == given("owner"),
+        runs.c.thread_id == given("thread"),
+        runs.c.run_id == given("run"),
+    )
+    .values(rolled_back=true())
+)
 TOUCH_THREADS: Final = (
     update(threads)
     .where(threads.c.user_id == given("owner"), threads.c.thread_id == given("thread"))
@@ -125,7 +154,7 @@ TOUCH_THREADS: Final = (
     )
 )
 
-# What changes of a run after it was first written.
+# What changes of a run after it was first written; that it is rolled back is no record's to say.
 _RUN_CHANGES: Final = (
     "status",
     "started_at",
@@ -139,10 +168,16 @@ _RUN_CHANGES: Final = (
 
 def containing(words: Sequence[str]) -> Select[*tuple[Any, ...]]:
     """A user's messages that contain all these words, in small letters."""
+    undone = exists().where(
+        runs.c.user_id == messages.c.user_id,
+        runs.c.run_id == messages.c.run_id,
+        runs.c.rolled_back.is_(true()),
+    )
     return (
         select(messages)
         .where(
             messages.c.user_id == given("user"),
+            ~undone,
             *(func.lower(messages.c.words).contains(word, autoescape=True) for word in words),
         )
         .order_by(messages.c.id.desc())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -70,6 +71,12 @@ def question_row(question: QuestionRecord) -> Row:
             row[name] = without_nul(row[name])
     row["schema"] = msgspec.json.encode(question.schema)
     return row
+
+
+def rolled_back_rows(commit: Commit) -> Iterator[Row]:
+    """Which runs a commit takes back."""
+    for run_id in commit.rolls_back:
+        yield {"owner": commit.user_id, "thread": commit.thread_id, "run": run_id}
 
 
 def message_row(commit: Commit, stored: StoredMessage) -> Row:

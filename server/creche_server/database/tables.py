@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.types import TypeDecorator
@@ -94,6 +96,7 @@ runs: Final = Table(
     Column("last_seq", BigInteger),
     Column("reason", Text),
     Column("receipt", JSON(none_as_null=True)),
+    Column("rolled_back", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("user_id", "run_id", name="runs_by_id"),
     Index("runs_by_thread", "user_id", "thread_id"),
     Index("runs_of_anybody", "run_id"),

@@ -18,6 +18,7 @@ from creche_server.http.health import health_routes
 from creche_server.http.metrics import metrics_routes
 from creche_server.http.page import page_routes
 from creche_server.http.refusals import tell_refusals
+from creche_server.http.runs import run_routes
 from creche_server.http.threads import thread_routes
 from creche_server.http.tickets import ticket_routes
 from creche_server.services import Services
@@ -46,6 +47,7 @@ def make_app(services: Services) -> QuartTrio:
         health_routes(services),
         metrics_routes(services),
         page_routes(services),
+        run_routes(services),
         thread_routes(services),
         ticket_routes(services),
     ):

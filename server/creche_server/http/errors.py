@@ -24,6 +24,7 @@ _log: Final = logging.getLogger("creche.http")
 _STATUS: Final = MappingProxyType(
     {
         "invalid_argument": HTTPStatus.BAD_REQUEST,
+        "busy": HTTPStatus.CONFLICT,
         "limit_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
         "draining": HTTPStatus.SERVICE_UNAVAILABLE,
         "unavailable": HTTPStatus.SERVICE_UNAVAILABLE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -10,23 +9,19 @@ from urllib.parse import quote, urlencode
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from quart import Blueprint, Response, jsonify
-from werkzeug.exceptions import NotFound
 
 from creche import (
-    IdKind,
     InvalidContextError,
     NewThread,
     RunId,
-    ThreadId,
     ThreadRecord,
     UserId,
     check_id,
     new_id,
 )
-from creche_server.addresses import check_thread_id
 from creche_server.http import brought
-from creche_server.http.afterwards import after_reply, correlation_id
-from creche_server.http.identity import current_user, operation
+from creche_server.http.finding import Finder
+from creche_server.http.identity import current_user
 from creche_server.recall import UnknownRunError, history, open_interrupts, recall
 from creche_server.services import Services
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
@@ -90,8 +85,7 @@ class _Threads:
         self._auth = services.auth
         self._store = services.store
         self._supervisor = services.supervisor
-        self._audit = services.audit
-        self._lookups = services.lookups
+        self._finder = Finder(services)
 
     async def listing(self) -> Any:
         user_id = current_user(self._auth)
@@ -103,7 +97,7 @@ class _Threads:
         user_id = current_user(self._auth)
         body = await brought.body(ThreadRequest)
         try:
-            thread_id = await self._checked(user_id, body.thread_id or new_id())
+            thread_id = await self._finder.thread_id(user_id, body.thread_id or new_id())
         except InvalidContextError as error:
             raise brought.UnfitError([("thread_id", str(error))], part="body") from error
         existing = await self._store.thread(user_id, thread_id)
@@ -111,29 +105,31 @@ class _Threads:
             return jsonify(self._summary(existing)), 200  # and nothing of it has changed
         async with self._supervisor.journals.attached(user_id, thread_id) as journal:
             await journal.propose(NewThread(title=body.title, epoch=journal.epoch))
-        thread = await self._found(user_id, thread_id)
+        thread = await self._finder.thread(user_id, thread_id)
         return jsonify(self._summary(thread)), 200 if existing else 201
 
     async def look(self, thread_id: str) -> Any:
-        return jsonify(self._summary(await self._found(current_user(self._auth), thread_id)))
+        return jsonify(
+            self._summary(await self._finder.thread(current_user(self._auth), thread_id))
+        )
 
     async def remove(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
-        checked = await self._checked(user_id, thread_id)
+        checked = await self._finder.thread_id(user_id, thread_id)
         if not await self._supervisor.delete_thread(user_id, checked):
-            raise self._no_such_thread(user_id, checked)
+            raise self._finder.no_such_thread(user_id, checked)
         return "", 204
 
     async def state(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
-        thread = await self._found(user_id, thread_id)
+        thread = await self._finder.thread(user_id, thread_id)
         runs = await self._asked(user_id)
         try:
             recalled = await recall(
                 self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
             )
         except UnknownRunError:
-            self._look_up("run", runs.before or "", user_id)
+            self._finder.look_up("run", runs.before or "", user_id)
             raise
         active = self._supervisor.runs(user_id, thread.thread_id)
         return _json(
@@ -148,14 +144,14 @@ class _Threads:
 
     async def history(self, thread_id: str) -> Any:
         user_id = current_user(self._auth)
-        thread = await self._found(user_id, thread_id)
+        thread = await self._finder.thread(user_id, thread_id)
         runs = await self._asked(user_id)
         try:
             states, cut_at = await history(
                 self._store, user_id, thread.thread_id, limit=runs.limit, before=runs.before
             )
         except UnknownRunError:
-            self._look_up("run", runs.before or "", user_id)
+            self._finder.look_up("run", runs.before or "", user_id)
             raise
         answer = _json(states)
         if cut_at is not None:
@@ -166,20 +162,6 @@ class _Threads:
             )
         return answer
 
-    async def _found(self, user_id: UserId, thread_id: str) -> ThreadRecord:
-        checked = await self._checked(user_id, thread_id)
-        thread = await self._store.thread(user_id, checked)
-        if thread is None:
-            raise self._no_such_thread(user_id, checked)
-        return thread
-
-    async def _checked(self, user_id: UserId, thread_id: str) -> ThreadId:
-        try:
-            return check_thread_id(thread_id)
-        except InvalidContextError:
-            await self._note_invalid(user_id, f"thread {thread_id}")
-            raise
-
     async def _asked(self, user_id: UserId) -> Runs:
         """Which runs are asked for. Raises UnfitError."""
         runs = brought.query(Runs)
@@ -187,28 +169,9 @@ class _Threads:
             try:
                 check_id("before", runs.before)
             except InvalidContextError as error:
-                await self._note_invalid(user_id, f"run {runs.before}")
+                await self._finder.note_invalid(user_id, f"run {runs.before}")
                 raise brought.UnfitError([("before", str(error))], part="query") from error
         return runs
-
-    async def _note_invalid(self, user_id: UserId, resource: str) -> None:
-        await self._audit.record(
-            "invalid_context",
-            user=user_id,
-            resource=resource,
-            operation=operation(),
-            correlation_id=correlation_id(),
-        )
-
-    def _look_up(self, kind: IdKind, id: str, user_id: UserId) -> None:  # noqa: A002
-        """Have it found out after the reply whether that id, which is absent, is another's."""
-        ask = functools.partial(self._lookups.ask, correlation_id=correlation_id())
-        after_reply(functools.partial(ask, kind, id, user_id, operation()))
-
-    def _no_such_thread(self, user_id: UserId, thread_id: ThreadId) -> NotFound:
-        self._look_up("thread", thread_id, user_id)
-        # The same words for what is absent and for what is another's.
-        return NotFound("there is no such thread")
 
     def _summary(self, thread: ThreadRecord) -> dict[str, Any]:
         active = self._supervisor.runs(thread.user_id, thread.thread_id)

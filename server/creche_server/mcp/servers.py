@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
@@ -99,13 +102,30 @@ def _resolved(name: str, server: McpServer, environment: Mapping[str, str]) -> R
         }
 
     passed_on = {key: environment[key] for key in _PASSED_ON if key in environment}
+    handed = {**passed_on, **filled("env", server.env)}
+    command = server.command
+    if command and (program := found_program(command[0], server.cwd, handed)) is not None:
+        command = (program, *command[1:])
     return ResolvedServer(
-        command=server.command,
-        environment={**passed_on, **filled("env", server.env)},
+        command=command,
+        environment=handed,
         cwd=server.cwd,
         url=server.url,
         headers=filled("headers", server.headers),
     )
+
+
+def found_program(name: str, cwd: Path | None, environment: Mapping[str, str]) -> str | None:
+    """How a server's process can be started by this name: as it is, by a whole path, or not.
+
+    A plain name is looked for on the PATH that the process is handed, then beside our own
+    interpreter: what is installed in the environment of `creche` need not be activated.
+    """
+    if "/" in name:  # `cwd` is entered before it is looked for
+        return name if shutil.which(Path(cwd or "", name)) else None
+    if shutil.which(name, path=environment.get("PATH", os.defpath)):
+        return name
+    return shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def _filled(where: str, text: str, environment: Mapping[str, str]) -> str:

@@ -105,17 +105,18 @@ class McpSource:
             words = result_of(result)
         except MCPError as error:
             if error.code == mcp_types.CONNECTION_CLOSED:
-                msg = f"The MCP server {self._name!r} has ended."
+                msg, code = f"The MCP server {self._name!r} has ended.", "mcp_server_ended"
             else:
                 msg = f"The MCP server {self._name!r} refused the call: {error.message}"
-            raise RunError(msg, code="tool_failed") from None
+                code = "mcp_call_refused"
+            raise RunError(msg, code=code) from None
         # Boundary: one call, and whatever the library makes of what the server answered.
         except Exception as error:  # noqa: BLE001
             _log.warning("MCP server %s: %s in a call", self._name, type(error).__name__)
             msg = f"The MCP server {self._name!r} gave an answer that cannot be used."
-            raise RunError(msg, code="tool_failed") from None
+            raise RunError(msg, code="mcp_answer_unusable") from None
         if result.is_error:
-            raise RunError(words or "The tool failed and said no more.", code="tool_failed")
+            raise RunError(words or "The tool failed and said no more.", code="mcp_tool_error")
         return words
 
 

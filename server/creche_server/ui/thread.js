@@ -102,6 +102,15 @@ const FOLDS = {
       endedAt: event.timestamp,
     })),
 
+  // What a later message undid is no part of the conversation any more.
+  CUSTOM: (thread, event) =>
+    event.name === "creche.rolled_back"
+      ? {
+          ...thread,
+          turns: thread.turns.filter((turn) => !event.value?.run_ids?.includes(turn.runId)),
+        }
+      : thread,
+
   SUBAGENT_STARTED: (thread, event) =>
     begin(thread, "agent", event.subagentRunId, { name: event.name, status: "working" }),
   SUBAGENT_FINISHED: (thread, event) =>
@@ -313,7 +322,7 @@ const REASONS = {
   deadline: "the run took longer than run_timeout",
   budget: "the run spent more than it may",
   disconnect: "nobody was watching",
-  superseded: "the thread was deleted",
+  superseded: "a later message took its place, or its thread was deleted",
   shutdown: "the server was shut down",
   unanswered: "nobody answered its question in time",
 };

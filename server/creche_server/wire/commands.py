@@ -18,6 +18,7 @@ from creche import (
     AuditKind,
     InvalidContextError,
     MessageId,
+    MultitaskStrategy,
     RunId,
     UserMessage,
     check_characters,
@@ -100,7 +101,7 @@ class ResumeEntry(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class RunStart(msgspec.Struct, frozen=True):
-    """Run an agent on this thread. On a busy thread the run waits for its turn.
+    """Run an agent on this thread.
 
     With `resume` it is an answer instead, to what a run of this thread asked.
     """
@@ -108,8 +109,7 @@ class RunStart(msgspec.Struct, frozen=True):
     input: RunInput = RunInput(())
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
-    # The only one that there is so far; a client that asks for another is told so.
-    multitask_strategy: Literal["enqueue"] = "enqueue"
+    multitask_strategy: MultitaskStrategy = "enqueue"  # on a busy thread
     on_disconnect: Literal["continue", "cancel"] = "continue"
     disconnect_grace: Annotated[float, msgspec.Meta(ge=0, le=MOST_GRACE)] | None = None  # seconds
     resume: tuple[ResumeEntry, ...] = ()
@@ -133,6 +133,12 @@ class InputRespond(msgspec.Struct, frozen=True):
     run_id: RunId | None = None  # how the run goes on
 
 
+class TreeGet(msgspec.Struct, frozen=True):
+    """Tell me what a run, or each of this thread's, does right now."""
+
+    run_id: RunId | None = None
+
+
 class StateGet(msgspec.Struct, frozen=True):
     """Tell me what was said on this thread in its latest runs, or in those before a run."""
 
@@ -140,7 +146,7 @@ class StateGet(msgspec.Struct, frozen=True):
     before: RunId | None = None
 
 
-Command = Subscribe | Unsubscribe | RunStart | RunCancel | InputRespond | StateGet
+Command = Subscribe | Unsubscribe | RunStart | RunCancel | InputRespond | TreeGet | StateGet
 
 COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
     {
@@ -149,6 +155,7 @@ COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
         "run.start": RunStart,
         "run.cancel": RunCancel,
         "input.respond": InputRespond,
+        "agent.getTree": TreeGet,
         "state.get": StateGet,
     },
 )

@@ -11,6 +11,7 @@ import msgspec
 from creche import (
     AnswerRefusedError,
     AuditUnavailableError,
+    BusyError,
     CrecheError,
     DrainingError,
     InvalidContextError,
@@ -32,6 +33,7 @@ ErrorCode = Literal[
     "no_such_interrupt",
     "not_supported",
     "no_such_thread",
+    "busy",
     "limit_exceeded",
     "draining",
     "unavailable",
@@ -45,6 +47,7 @@ _CODES: Final[Mapping[type[Exception], ErrorCode]] = MappingProxyType(
         UnknownAgentError: "invalid_argument",
         InvalidContextError: "invalid_argument",
         ValueError: "invalid_argument",
+        BusyError: "busy",
         DrainingError: "draining",
         LimitExceededError: "limit_exceeded",
         AnswerRefusedError: "invalid_argument",

@@ -657,7 +657,9 @@ class TestAServer:
                 with contextlib.closing(sqlite3.connect(tmp_path / "creche.db")) as other:
                     other.execute("ALTER TABLE messages RENAME COLUMN other TO words")
                 await chat.run("tokens=1")
-        assert any("a commit failed" in record.getMessage() for record in caplog.records)
+        (failed,) = (r for r in caplog.records if r.levelno >= logging.WARNING)
+        assert failed.getMessage() == "a commit failed and its run was not started"
+        assert "no column named words" in vars(failed)["error"]
         shown = "".join(f"{r.getMessage()} {r.exc_text} {vars(r)}" for r in caplog.records)
         assert "canary-of-a-person" not in shown
 

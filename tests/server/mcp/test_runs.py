@@ -286,11 +286,17 @@ class TestATool:
                 assert result.error is not None
                 assert words in result.error
 
-    async def test_that_fails_is_a_failed_result_in_its_words(self, tmp_path: Path) -> None:
+    async def test_that_fails_is_a_failed_result_in_its_words(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The log is told why in a code: the words may be the user's."""
+        caplog.set_level(logging.INFO, logger="creche.tools")
         async with calling({"near": program(tmp_path / "near")}) as dispatcher:
             result = await dispatcher.dispatch("near__order", {"item": "unicorn", "amount": 1})
         assert result.error is not None
         assert "There are no unicorns." in result.error
+        said = [record.getMessage() for record in caplog.records]
+        assert said == ["tool near__order failed (mcp_tool_error)"]
 
     async def test_that_draws_tells_of_its_picture(self, tmp_path: Path) -> None:
         async with calling({"near": program(tmp_path / "near", "noisy")}) as dispatcher:

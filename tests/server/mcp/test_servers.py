@@ -21,6 +21,11 @@ def settings_of(**servers: Any) -> McpSettings:
     return McpSettings(servers=servers)
 
 
+def program(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.touch(0o755)
+
+
 class TestTheFile:
     def test_names_servers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
@@ -70,11 +75,11 @@ class TestTheFile:
             ),
             (
                 f'[mcp.servers.a]\ncommand = "{SECRET}"\n',
-                "creche.toml: mcp.servers.a.command: input should be a valid tuple",
+                'creche.toml: mcp.servers.a.command: must be a list of words, such as ["mcp-s',
             ),
             (
                 f'[mcp.servers.a__b]\ncommand = ["{SECRET}"]\n',
-                "creche.toml: mcp.servers.a__b: string should match pattern",
+                "creche.toml: mcp.servers.a__b: a server's name has letters and digits, with sin",
             ),
             (
                 f'[mcp.servers.a]\ncommand = ["x"]\nenv = {{ T = "${{NOT_THERE}}{SECRET}" }}\n',
@@ -116,6 +121,39 @@ class TestSecrets:
         settings = settings_of(far={"url": "https://x.com/", "headers": {"Auth": "${NOPE}"}})
         with pytest.raises(McpServerError, match=r"mcp\.servers\.far\.headers\.Auth: .* no NOPE"):
             mcp_sources(settings, {})
+
+
+class TestAProgram:
+    def test_beside_our_interpreter_is_found_without_being_on_the_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program(tmp_path / "venv" / "server")
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+        nowhere = {"PATH": str(tmp_path)}
+        found = resolved_servers(settings_of(a={"command": ["server", "x"]}), nowhere)
+        assert found["a"].command == (str(tmp_path / "venv" / "server"), "x")
+        program(tmp_path / "server")
+        found = resolved_servers(settings_of(a={"command": ["server", "x"]}), nowhere)
+        assert found["a"].command == ("server", "x"), "the PATH goes first"
+
+    def test_that_cannot_be_found_is_warned_of_at_the_start(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        program(tmp_path / "bin" / "there")
+        settings = settings_of(
+            near={"command": ["there"]},
+            given={"command": ["other"], "env": {"PATH": "/nowhere"}},
+            below={"command": ["bin/there"], "cwd": str(tmp_path)},
+            typo={"command": ["bin/their"], "cwd": str(tmp_path)},
+            far={"url": "https://example.com/mcp"},
+        )
+        mcp_sources(settings, {"PATH": str(tmp_path / "bin")})
+        here = str(Path(sys.executable).parent)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"MCP server {name}: there is no program {command!r}, on the PATH or in {here}; runs "
+            "that ask for this server will fail"
+            for name, command in (("given", "other"), ("typo", "bin/their"))
+        ]
 
 
 class TestWithoutTheLibrary:

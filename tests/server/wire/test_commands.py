@@ -18,6 +18,7 @@ from creche_server.wire.commands import (
     RunStart,
     StateGet,
     Subscribe,
+    TreeGet,
     Unsubscribe,
     WireError,
     decode_command,
@@ -55,6 +56,8 @@ class TestAGoodCommand:
                 {"run_id": "r", "wait": True, "reason": "user"},
                 RunCancel(run_id="r", wait=True),  # type: ignore[arg-type]
             ),
+            ("agent.getTree", {}, TreeGet()),
+            ("agent.getTree", {"run_id": "r"}, TreeGet(run_id="r")),  # type: ignore[arg-type]
             ("state.get", {}, StateGet()),
             ("state.get", {"namespaces": [], "of": "a newer client"}, StateGet()),
         ],
@@ -70,6 +73,12 @@ class TestAGoodCommand:
         assert isinstance(command, RunStart)
         assert (command.assistant_id, command.multitask_strategy) == ("assistant", "enqueue")
         assert command.input.messages == (InputMessage("hello"),)
+
+    @pytest.mark.parametrize("strategy", ["enqueue", "reject", "interrupt", "rollback"])
+    def test_says_what_becomes_of_what_runs_already(self, strategy: str) -> None:
+        _, command = decode_command(frame("run.start", {**ASKED, "multitask_strategy": strategy}))
+        assert isinstance(command, RunStart)
+        assert command.multitask_strategy == strategy
 
     @given(
         st.text(),
@@ -144,7 +153,8 @@ class TestABadCommand:
             ),
             ("run.start", {**ASKED, "assistant_id": 5}),
             ("run.start", {**ASKED, "metadata": []}),
-            ("run.start", {**ASKED, "multitask_strategy": "interrupt"}),
+            ("run.start", {**ASKED, "multitask_strategy": "queue"}),
+            ("run.start", {**ASKED, "multitask_strategy": None}),
             ("run.start", {**ASKED, "on_disconnect": "stop"}),
             ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": -1}),
             ("run.start", {**ASKED, "on_disconnect": "cancel", "disconnect_grace": "1"}),
