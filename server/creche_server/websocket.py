@@ -168,28 +168,30 @@ class ChatClient:
             except WireError as error:
                 await self._refuse(error.id, error, "send")
                 continue
-            if isinstance(command, RunStart) and command.resume:
-                work = functools.partial(self._resume, command)
-                await self._spawn(nursery, command_id, "run.start", work)
-            elif isinstance(command, RunStart):
+            if isinstance(command, RunStart) and not command.resume:
                 # Its place in the thread's order is settled here, in the order of the frames.
                 await self._start_run(nursery, command_id, command)
             elif isinstance(command, Subscribe):
                 self._subscribe(nursery, command_id, command)
             elif isinstance(command, Unsubscribe):
                 self._unsubscribe(command_id, command)
-            elif isinstance(command, RunCancel):
-                work = functools.partial(self._cancel_run, command)
-                await self._spawn(nursery, command_id, "run.cancel", work)
-            elif isinstance(command, InputRespond):
-                work = functools.partial(self._respond, command)
-                await self._spawn(nursery, command_id, "input.respond", work)
-            elif isinstance(command, TreeGet):
-                work = functools.partial(self._tree, command)
-                await self._spawn(nursery, command_id, "agent.getTree", work)
             else:
-                work = functools.partial(self._state, command)
-                await self._spawn(nursery, command_id, "state.get", work)
+                method, work = self._waiting(command)
+                await self._spawn(nursery, command_id, method, work)
+
+    def _waiting(
+        self, command: RunStart | RunCancel | InputRespond | TreeGet | StateGet
+    ) -> tuple[str, Callable[[], Awaitable[dict[str, Any]]]]:
+        """What does a command that waits, and the command's name. A `RunStart` is an answer."""
+        if isinstance(command, RunStart):
+            return "run.start", functools.partial(self._resume, command)
+        if isinstance(command, RunCancel):
+            return "run.cancel", functools.partial(self._cancel_run, command)
+        if isinstance(command, InputRespond):
+            return "input.respond", functools.partial(self._respond, command)
+        if isinstance(command, TreeGet):
+            return "agent.getTree", functools.partial(self._tree, command)
+        return "state.get", functools.partial(self._state, command)
 
     # --- commands that wait: bounded tasks of the connection's nursery
 
