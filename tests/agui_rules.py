@@ -40,10 +40,13 @@ _OWNER_KIND = {"message": "message", "call": "call", "span": "thought", "reasoni
 
 
 class StockClient:
-    """Takes one run's events in turn and raises RefusedError at the first that it refuses."""
+    """Takes one run's events in turn and raises RefusedError at the first that it refuses.
+
+    A run that was interrupted may go on, in as many stock runs as it takes.
+    """
 
     def __init__(self) -> None:
-        self.state = "before"  # then running, then finished or failed
+        self.state = "before"  # then running, then finished or failed, or parked and running
         self.open: set[tuple[str, Any]] = set()
         self.owners: dict[tuple[str, str], str | None] = {}
         self.subagents: dict[str, bool] = {}  # {id: whether it is still active}
@@ -69,7 +72,10 @@ class StockClient:
         if "subagentRunId" in event and event["subagentRunId"] is None:
             raise RefusedError("subagentRunId is null")
         if kind == "RUN_STARTED":
-            self._need(self.state == "before", "a second RUN_STARTED")
+            self._need(self.state in {"before", "parked"}, "a second RUN_STARTED")
+            # What comes after an interrupt is another run: only calls and their results span both.
+            self.subagents = {}
+            self.owners = {key: owner for key, owner in self.owners.items() if key[0] == "call"}
             self.state = "running"
         elif kind == "RUN_ERROR":
             self._need(self.state != "failed", "an event after RUN_ERROR")
@@ -84,7 +90,8 @@ class StockClient:
             self._need(not self.open, f"RUN_FINISHED while {self.open} is open")
             active = [name for name, alive in self.subagents.items() if alive]
             self._need(not active, f"RUN_FINISHED while {active} are active")
-            self.state = "finished"
+            interrupted = (event.get("outcome") or {}).get("type") == "interrupt"
+            self.state = "parked" if interrupted else "finished"
         elif kind in _OPENERS:
             bracket, field = _OPENERS[kind]
             key = event[field]

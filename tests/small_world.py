@@ -168,7 +168,8 @@ def types_of(log: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def terminals_of(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [event for event in log if event["type"] in {"RUN_FINISHED", "RUN_ERROR"}]
+    ends = [event for event in log if event["type"] in {"RUN_FINISHED", "RUN_ERROR"}]
+    return [event for event in ends if event.get("outcome", {}).get("type") != "interrupt"]
 
 
 def one_at_a_time(log: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -202,5 +203,5 @@ async def watch(
                 assert entry.seq == after + 1
                 after = entry.seq
                 seen.append(entry.event)
-                if isinstance(entry.event, events.TERMINAL):
+                if events.ends_run(entry.event):
                     return seen

@@ -26,6 +26,8 @@ from creche import (
     Message,
     MessageId,
     NewThread,
+    QuestionRecord,
+    QuestionStatus,
     RunId,
     RunRecord,
     RunStatus,
@@ -64,6 +66,30 @@ def record(
         agent="chat",
         status=status,
         created_at=NOON + timedelta(minutes=minute),
+        **more,
+    )
+
+
+def asked(
+    question: str = "q-1",
+    status: QuestionStatus = "open",
+    *,
+    user: UserId = ADA,
+    thread: ThreadId = T1,
+    **more: Any,
+) -> QuestionRecord:
+    return QuestionRecord(
+        user_id=user,
+        thread_id=thread,
+        run_id=RunId("run-a"),
+        question_id=question,
+        agent="chat",
+        reason="input_required",
+        prompt="Zoë, well?",
+        schema={"type": "object", "properties": {"b": {"const": None}, "a": {}}},
+        asked_at=NOON,
+        expires_at=NOON + timedelta(days=1),
+        status=status,
         **more,
     )
 
@@ -110,8 +136,66 @@ class StoreContract:
         assert await store.run(ADA, RunId("run-a")) is None
         assert await store.chunks(ADA, T1, after=0, limit=10) == []
         assert await store.search_messages(ADA, "word", limit=10) == []
+        assert await store.open_questions(ADA, T1) == []
+        assert await store.question(ADA, "q-1") is None
         assert await store.unfinished_runs() == []
         assert await store.delete_thread(ADA, T1) is False
+
+    async def test_a_question_comes_back_as_it_was_asked(self, store: Store) -> None:
+        whole = asked(
+            "q-2",
+            subagent_run_id="s-1",
+            tool_call_id=ToolCallId("c-1"),
+            tool_name="pay",
+            arguments='{"amount":5}',
+            digest="d" * 64,
+        )
+        assert {field.name for field in fields(whole) if getattr(whole, field.name) is None} == {
+            "closed_at"
+        }
+        bare = asked()
+        await store.commit([commit(new_runs=(record(),), questions=(bare, whole))])
+        assert await store.open_questions(ADA, T1) == [bare, whole]
+        assert await store.question(ADA, "q-1") == bare
+        assert await store.question(ADA, "q-2") == whole
+        assert await store.open_questions(ADA, T2) == []
+
+    async def test_a_question_that_is_closed_is_open_no_more(self, store: Store) -> None:
+        await store.commit([commit(questions=(asked(), asked("q-2")))])
+        closed = asked(status="answered", closed_at=NOON + timedelta(minutes=1))
+        await store.commit([commit(opens=None, questions=(closed,))])
+        assert await store.open_questions(ADA, T1) == [asked("q-2")]
+        assert await store.question(ADA, "q-1") == closed
+
+    async def test_a_question_is_its_owners_alone_and_goes_with_its_thread(
+        self, store: Store
+    ) -> None:
+        of_bob = asked(user=BOB)
+        await store.commit(
+            [
+                commit(questions=(asked(),)),
+                commit(user=BOB, questions=(of_bob, asked("q-9", user=BOB))),
+            ]
+        )
+        assert await store.question(ADA, "q-9") is None
+        assert await store.question(BOB, "q-1") == of_bob
+        for question, user, is_anothers in (
+            ("q-9", ADA, True),
+            ("q-9", BOB, False),
+            ("q-1", ADA, True),
+            ("q-0", ADA, False),
+        ):
+            assert await store.is_anothers("question", question, user) is is_anothers
+        assert await store.delete_thread(BOB, T1)
+        assert await store.question(BOB, "q-1") is None
+        assert await store.open_questions(BOB, T1) == []
+        assert await store.open_questions(ADA, T1) == [asked()]
+
+    async def test_a_commit_that_fails_asks_nothing(self, store: Store) -> None:
+        await store.commit([commit(new_runs=(record(),))])
+        with pytest.raises(Exception):  # noqa: B017, PT011  whatever its medium raises
+            await store.commit([commit(opens=None, questions=(asked(),), new_runs=(record(),))])
+        assert await store.question(ADA, "q-1") is None
 
     async def test_a_commit_that_opens_makes_the_thread(self, store: Store) -> None:
         before = datetime.now(UTC) - timedelta(seconds=5)

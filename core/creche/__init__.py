@@ -8,6 +8,7 @@ from creche import _events as events
 from creche._admission import Weight
 from creche._agents import Agent, AgentClassRegistry, AgentDescription, ModelAgent
 from creche._approval import Approval, ApprovalRequest, Approver
+from creche._asking import interrupt_of
 from creche._audit import SecurityAudit, open_audit
 from creche._audit_chain import (
     AuditEntry,
@@ -43,6 +44,7 @@ from creche._double_texting import MultitaskStrategy
 from creche._emitter import EventEmitter, SubagentEmitter
 from creche._engine import ExecutionEngine, NamesAgent
 from creche._errors import (
+    AnswerRefusedError,
     AuditTamperedError,
     AuditUnavailableError,
     BudgetExceededError,
@@ -58,6 +60,9 @@ from creche._errors import (
     LimitExceededError,
     LogConflictError,
     ModelError,
+    NoSuchQuestionError,
+    QuestionClosedError,
+    QuestionDeclinedError,
     RunError,
     StoreUnavailableError,
     SubagentFailedError,
@@ -109,6 +114,8 @@ from creche._store import (
     IdKind,
     MemoryStore,
     NewThread,
+    QuestionRecord,
+    QuestionStatus,
     RunRecord,
     RunStatus,
     Store,
@@ -130,6 +137,7 @@ __all__ = [
     "AgentDescription",
     "AgentInput",
     "Allowance",
+    "AnswerRefusedError",
     "Approval",
     "ApprovalRequest",
     "Approver",
@@ -185,7 +193,12 @@ __all__ = [
     "MultitaskStrategy",
     "NamesAgent",
     "NewThread",
+    "NoSuchQuestionError",
     "Price",
+    "QuestionClosedError",
+    "QuestionDeclinedError",
+    "QuestionRecord",
+    "QuestionStatus",
     "Receipt",
     "RequestId",
     "Run",
@@ -251,6 +264,7 @@ __all__ = [
     "encode_message",
     "end_lost_runs",
     "events",
+    "interrupt_of",
     "is_connection_of",
     "leaves",
     "logged_context",

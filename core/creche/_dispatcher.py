@@ -66,6 +66,7 @@ class ToolDispatcher:
         share: ToolShare,
         policy: ToolPolicy = allow_every_tool,
         approver: Approver | None = None,
+        person: Approver | None = None,
         audit: SecurityAudit | None = None,
         tally: ToolTally | None = None,
         activities: Activities | None = None,
@@ -104,6 +105,7 @@ class ToolDispatcher:
         self._share = share
         self._policy = policy
         self._approver = approver
+        self._person = person
         self._audit = audit
         self._live: dict[trio.CancelScope, str] = {}  # {of a call under way: its tool}
         self._closed = False
@@ -211,6 +213,7 @@ class ToolDispatcher:
             share=self._share,
             policy=self._policy,
             approver=self._approver,
+            person=self._person,
             audit=self._audit,
             tally=self._tally,
             activities=self._activities,
@@ -281,22 +284,13 @@ class ToolDispatcher:
             self._spans.block("tool", told, tool_call_id=call_id) as span,
             self._under_way(told) as scope,
         ):
-            await self._emitter.emit(
-                events.ToolCallStart(
-                    tool_call_id=call_id,
-                    tool_call_name=name,
-                    parent_message_id=parent_message_id,
-                    timestamp=timestamp(),
-                ),
-            )
-            await self._emitter.emit(events.ToolCallArgs(tool_call_id=call_id, delta=arguments))
-            await self._emitter.emit(events.ToolCallEnd(tool_call_id=call_id))
+            await self._emitter.call(call_id, name, arguments, parent_message_id)
             result = failure(call_id, "The tool was stopped: its dispatcher's block ended.")
             with scope:
                 if faulty is None:
                     # Again, since the task that calls need not be one of the block's.
                     with logged_as(self._context):
-                        result = await self._calls.result(call_id, name, arguments)
+                        result = await self._calls.result(call_id, name, arguments, self._person)
                 else:
                     result = faulty(call_id)
             self._tally.failures += not result.ok

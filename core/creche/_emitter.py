@@ -9,10 +9,12 @@ a flood of events yields to others, stays cancellable and feels the store's back
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +35,7 @@ from creche._grammar import Bracket, Grammar, Phase
 from creche._journal import Entry, Journal
 from creche._limits import Limits
 from creche._messages import Message
-from creche._store import RunRecord, StoredMessage
+from creche._store import QuestionRecord, RunRecord, StoredMessage
 from creche._streamed_redaction import Scan
 from creche._transcript import Transcript
 
@@ -42,6 +44,8 @@ _FEWEST_PER_YIELD: Final = 8  # however many flood: below that, giving way is wh
 _ROUND: Final = 0.001  # seconds that others should wait for their turn
 _OF_THE_RUN: Final = (events.RunStarted, *events.TERMINAL)
 _BYTES_PER_YIELD: Final = 64 * 1024
+_MOST_KEPT: Final = 10_000  # steps that may begin while a run is parked
+_log: Final = logging.getLogger("creche.emitter")
 
 # Names of CUSTOM events: of a run that had to wait; of one that undid others.
 QUEUED: Final = "creche.queued"
@@ -51,6 +55,59 @@ ROLLED_BACK: Final = "creche.rolled_back"
 def timestamp() -> int:
     """This moment, in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+class Pause:
+    """Whether a run is parked, so that nothing may be said; shared by a run's emitters."""
+
+    def __init__(self) -> None:
+        self.lasts = False
+        self.suspended: list[events.Event] = []  # what opened whatever will be opened again
+        self.steps: set[tuple[str, str | None]] = set()  # that are open but for the pause
+        self._kept: list[Callable[[], object]] = []  # what is to be said after it, in order
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def begin(self, suspended: list[events.Event]) -> None:
+        self.lasts = True
+        self.suspended = suspended
+        self.steps = {
+            (event.step_name, event.subagent_run_id)
+            for event in suspended
+            if isinstance(event, events.StepStarted)
+        }
+
+    def end(self) -> None:
+        """Say what was kept, and wake those that wait to speak."""
+        self.lasts = False
+        kept, self._kept, self.suspended = self._kept, [], []
+        self.steps.clear()
+        for say in kept:
+            try:
+                say()
+            except GrammarError:  # who said it has gone on, and cannot be told any more
+                _log.warning("what a run said while it was parked may not follow", exc_info=True)
+        self._waiting.unpark_all()
+
+    def check_room(self) -> None:
+        """Raise LimitExceededError if too much is kept already."""
+        if len(self._kept) >= _MOST_KEPT:
+            msg = f"a parked run may have at most {_MOST_KEPT:,} things to say"
+            raise LimitExceededError(msg)
+
+    def keep(self, say: Callable[[], object]) -> None:
+        self._kept.append(say)
+
+    def after(self, say: Callable[[], object]) -> None:
+        """Say it now, or once the pause is over."""
+        if self.lasts:
+            self.keep(say)
+        else:
+            say()
+
+    async def over(self) -> None:
+        """Wait until the run may speak."""
+        while self.lasts:
+            await self._waiting.park()
 
 
 def next_part(part: int, others: float) -> int:
@@ -80,9 +137,19 @@ class EventEmitter:
         self._scans: dict[ToolCallId, Scan] = {}  # of the arguments said so far
         self._subagent: str | None = None  # whom it speaks for, if not for the run's own agent
         self._text: MessageId | None = None  # the message that `text` is writing
+        self._pause = Pause()
         self._said_bytes = 0
         self._part = self._until_yield = _EVENTS_PER_YIELD
         self._yield_at = _BYTES_PER_YIELD
+
+    @property
+    def subagent_run_id(self) -> str | None:
+        """The sub-agent that it speaks for; None for the run's own agent."""
+        return self._subagent
+
+    async def free(self) -> None:
+        """Wait until the run may speak: it may not while it is parked."""
+        await self._pause.over()
 
     async def emit(self, event: events.Event) -> None:
         """Say one event. It is visible at once, unless it is a barrier.
@@ -91,11 +158,17 @@ class EventEmitter:
         TypeError or ValueError if it has no JSON, EmitterClosedError after the run's end,
         LimitExceededError once the run has said more than `Limits.run_bytes`.
         """
-        if isinstance(event, _OF_THE_RUN) and self._grammar.phase is not Phase.ENDED:
+        if _is_the_engines(event) and self._grammar.phase is not Phase.ENDED:
             msg = f"{type(event).__name__} is the engine's to say, not an agent's"
             raise GrammarError(msg)
         if event.metadata is not None:
             event = msgspec.structs.replace(event, metadata=redact_data(event.metadata))
+        if self._pause.lasts:
+            if isinstance(event, events.ToolCallResult):  # nothing may take it away any more
+                self._pause.keep(functools.partial(self._say, event, barrier=True))
+                await self._pause.over()
+                return
+            await self._pause.over()
         if self._say_within_limits(event):
             await self._give_way()
 
@@ -104,6 +177,8 @@ class EventEmitter:
         if self._text is None:
             await self.begin_text()
         assert self._text is not None
+        if self._pause.lasts:
+            await self._pause.over()
         # As `emit` does it, without one more coroutine: nearly all events come this way.
         if self._say_within_limits(
             events.TextMessageContent(message_id=self._text, delta=delta),
@@ -130,6 +205,33 @@ class EventEmitter:
             message_id, self._text = self._text, None
             await self.emit(events.TextMessageEnd(message_id=message_id))
 
+    async def call(
+        self,
+        call_id: ToolCallId,
+        name: str,
+        arguments: str,
+        parent: MessageId | None = None,
+    ) -> None:
+        """Say a whole tool call, but for its result: nothing comes in between."""
+        if self._pause.lasts:
+            await self._pause.over()
+        start = events.ToolCallStart(
+            tool_call_id=call_id,
+            tool_call_name=name,
+            parent_message_id=parent,
+            timestamp=timestamp(),
+        )
+        said = (
+            start,
+            events.ToolCallArgs(tool_call_id=call_id, delta=arguments),
+            events.ToolCallEnd(tool_call_id=call_id),
+        )
+        due = False
+        for event in said:
+            due |= self._say_within_limits(event)
+        if due:
+            await self._give_way()
+
     async def custom(self, name: str, value: Any) -> None:
         """Say something that has no event of its own."""
         await self.emit(events.Custom(name=name, value=value, timestamp=timestamp()))
@@ -144,14 +246,23 @@ class EventEmitter:
             each
             for each in itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
             if not self._grammar.is_open(Bracket.STEP, each, self._subagent)
+            and (each, self._subagent) not in self._pause.steps
         )
-        self._say_within_limits(events.StepStarted(step_name=unique, timestamp=timestamp()))
+        start = events.StepStarted(step_name=unique, timestamp=timestamp())
+        if self._pause.lasts:
+            self._pause.check_room()
+            self._pause.steps.add((unique, self._subagent))
+            self._pause.keep(functools.partial(self._say, start, barrier=False))
+        else:
+            self._say_within_limits(start)
         try:
             yield unique
         finally:
-            if self._grammar.is_open(Bracket.STEP, unique, self._subagent):
-                end = events.StepFinished(step_name=unique, timestamp=timestamp())
-                self._say(end, barrier=False)
+            self._pause.after(functools.partial(self._end_step, unique))
+
+    def _end_step(self, name: str) -> None:
+        if self._grammar.is_open(Bracket.STEP, name, self._subagent):
+            self._say(events.StepFinished(step_name=name, timestamp=timestamp()), barrier=False)
 
     def check_speaks_for(self, context: UserExecutionContext, operation: str) -> None:
         """Raise IsolationError, which is audited, unless its run is the one of that context."""
@@ -209,6 +320,7 @@ class EventEmitter:
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
         spent: tuple[DaySpending, ...] = (),
+        questions: tuple[QuestionRecord, ...] = (),
     ) -> Entry:
         scan = None
         redact = REDACTIONS.get(type(event))
@@ -246,6 +358,7 @@ class EventEmitter:
             runs=runs,
             messages=messages,
             spent=spent,
+            questions=questions,
         )
         self._said_bytes += len(entry.data)
         return entry
@@ -314,6 +427,65 @@ class EngineVoice:
             terminal, barrier=True, runs=(record,), messages=stored, spent=spent
         )
 
+    def park(
+        self,
+        interrupt: events.Interrupt,
+        run_id: RunId,
+        record: RunRecord,
+        question: QuestionRecord,
+    ) -> Entry:
+        """Say that the run waits for an answer; until `go_on` nothing more is said.
+
+        A barrier, committed together with the run's record and the question. Raises
+        LimitExceededError, with nothing said, where a run may not say that much.
+        """
+        emitter = self._emitter
+        event = events.RunFinished(
+            thread_id=emitter._context.thread_id,
+            run_id=run_id,
+            outcome=events.Interrupted(interrupts=(interrupt,)),
+            timestamp=timestamp(),
+        )
+        if emitter._said_bytes + len(events.encode_unnumbered(event)) > emitter._limits.run_bytes:
+            msg = f"a run may say at most {emitter._limits.run_bytes:,} bytes"
+            raise LimitExceededError(msg)
+        suspended = emitter._grammar.openers()
+        for closer in emitter._grammar.suspenders((interrupt.id,)):
+            emitter._say(closer, barrier=False)
+        entry = emitter._say(event, barrier=True, runs=(record,), questions=(question,))
+        emitter._pause.begin(suspended)
+        return entry
+
+    def go_on(
+        self,
+        run_id: RunId,
+        resumption: events.Resumption | None,
+        record: RunRecord,
+        questions: tuple[QuestionRecord, ...],
+    ) -> Entry:
+        """Say that the run goes on, as `run_id`; then whatever was open is open again."""
+        emitter = self._emitter
+        context = emitter._context
+        given = events.RunInput(
+            thread_id=context.thread_id,
+            run_id=run_id,
+            messages=(),
+            resume=() if resumption is None else (resumption,),
+        )
+        event = events.RunStarted(
+            thread_id=context.thread_id,
+            run_id=run_id,
+            parent_run_id=context.run_id,
+            timestamp=timestamp(),
+            input=None if resumption is None else given,
+        )
+        entry = emitter._say(event, barrier=True, runs=(record,), questions=questions)
+        for opener in emitter._pause.suspended:
+            again = msgspec.structs.replace(opener, timestamp=timestamp())
+            emitter._say(again, barrier=False)
+        emitter._pause.end()
+        return entry
+
 
 class SubagentEmitter(EventEmitter):
     """Speaks for one sub-agent, through its parent: the same grammar, journal and limits.
@@ -329,6 +501,7 @@ class SubagentEmitter(EventEmitter):
         super().__init__(context, parent._journal, parent._limits)
         self._parent = parent
         self._grammar = parent._grammar
+        self._pause = parent._pause
         self._subagent = self._id = context.request_id
         self._words: dict[MessageId, list[str]] = {}  # what it said, by message
         self._ended = False
@@ -342,6 +515,9 @@ class SubagentEmitter(EventEmitter):
     def finish(self, outcome: events.SubagentFinished | events.SubagentError) -> None:
         """Close whatever the sub-agent left open, and say how it ended. It then says no more."""
         self._ended = True
+        self._pause.after(functools.partial(self._say_end, outcome))
+
+    def _say_end(self, outcome: events.SubagentFinished | events.SubagentError) -> None:
         if not self._grammar.is_open(Bracket.SUBAGENT, self._id):
             return  # its parent's agent said that it has ended
         closers = self._grammar.closers(self._id)
@@ -371,10 +547,17 @@ class SubagentEmitter(EventEmitter):
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
         spent: tuple[DaySpending, ...] = (),
+        questions: tuple[QuestionRecord, ...] = (),
     ) -> Entry:
         event = self._attributed(event)
         return self._parent._say(
-            event, barrier=barrier, most=most, runs=runs, messages=messages, spent=spent
+            event,
+            barrier=barrier,
+            most=most,
+            runs=runs,
+            messages=messages,
+            spent=spent,
+            questions=questions,
         )
 
     def _attributed(self, event: events.Event) -> events.Event:
@@ -390,6 +573,13 @@ class SubagentEmitter(EventEmitter):
             return event
         msg = f"{type(event).__name__} is not this sub-agent's to say"
         raise GrammarError(msg)
+
+
+def _is_the_engines(event: events.Event) -> bool:
+    """Whether it is none that an agent may say: how the run stands, and who is suspended."""
+    return isinstance(event, _OF_THE_RUN) or (
+        isinstance(event, events.SubagentFinished) and event.outcome is not None
+    )
 
 
 def new_tool_call_id() -> ToolCallId:

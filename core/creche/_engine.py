@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
@@ -12,6 +13,7 @@ import trio
 
 from creche import _events as events
 from creche._ambient import Surroundings, around_of, look_around
+from creche._asking import Questions
 from creche._auditing import note_mix_up_of, note_refusal, record_limit
 from creche._background import check_on_trio
 from creche._context import UserExecutionContext, logged_as
@@ -81,6 +83,7 @@ class ExecutionEngine:
         self._quotas = quotas or ToolQuotas(infrastructure.limits, infrastructure.clock)
         self._emitter = EventEmitter(life.context, journal, infrastructure.limits)
         self._voice = EngineVoice(self._emitter)
+        self._questions = Questions(life, self._voice, infrastructure.limits)
         self._spans = Spans.of_run(infrastructure.tracer, life.context, life.why_cancelled)
         self._spent = False
         self._waited = 0.0  # seconds for the thread, before it was opened
@@ -223,6 +226,7 @@ class ExecutionEngine:
     ) -> RunOutcome:
         life = self._life
         life.cleanup_timeout = self._limits.cleanup_timeout
+        life.questions = self._questions
         ending = Ending(life, span)
         life.first_seq = self._journal.last_seq + 1
         life.started_at = now()
@@ -240,6 +244,7 @@ class ExecutionEngine:
                 # Also on the way out of a cancellation or a KeyboardInterrupt: the run's rows
                 # are committed, so it gets its terminal event.
                 outcome = self._end(ending)
+                life.questions = None
                 await self._conclude(ending, outcome)
             if ending.passing is not None:
                 raise ending.passing
@@ -267,19 +272,20 @@ class ExecutionEngine:
 
     async def _watched(self, ending: Ending, share: ToolShare, history: History) -> None:
         """Run the agent, with somebody beside it who sees to it that its end is told in time."""
-        self._life.scope.deadline = ending.started + self._limits.run_timeout
         # Who cancels us from outside must not stop the watching: cleanup is what it is for.
         watching = trio.CancelScope(shield=True)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch, watching, ending)
-            await self._barrier(ending, share, history)
-            watching.cancel()
+        with self._life.clock.keeping(self._life.scope, self._limits.run_timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, watching, ending)
+                await self._barrier(ending, share, history)
+                watching.cancel()
 
     async def _watch(self, watching: trio.CancelScope, ending: Ending) -> None:
         """End models that are silent for too long, and tell the end of a run that overruns."""
         life = self._life
         try:
-            await life.silences.watch(life.ending, until=life.scope.deadline)
+            with life.clock.move_on_after(self._limits.run_timeout):
+                await life.silences.watch(life.ending, until=math.inf)
             life.note_ending(life.scope.deadline)
         except trio.Cancelled:  # from outside, without a word
             life.reason = life.reason or "shutdown"
@@ -370,6 +376,7 @@ class ExecutionEngine:
             share=share,
             policy=infrastructure.tool_policy,
             approver=infrastructure.approver,
+            person=self._questions,
             audit=infrastructure.audit,
             tally=ending.tools,
             activities=life.activities,
@@ -388,6 +395,7 @@ class ExecutionEngine:
             tally=ending.tally,
             usage=ending.usage,
             spans=spans,
+            questions=self._questions,
         )
 
     async def _answer(self, context: RunContext, ending: Ending, nursery: trio.Nursery) -> None:
@@ -411,6 +419,7 @@ class ExecutionEngine:
                 log_failure(_log, "what was left of a run", ending.failure, life.context)
                 ending.failure = None
             return ending.told
+        self._questions.close()
         ending.explain()
         if life.reason == "deadline":
             timeout = self._limits.run_timeout
@@ -461,7 +470,8 @@ class ExecutionEngine:
         last_seq = self._journal.last_seq + 1
         record = run_record(life, outcome.status, outcome=outcome, last_seq=last_seq)
         spent = tuple(life.budgets.by_day.items())
-        self._voice.end(terminal_event(life.context, outcome, usage), record, spent)
+        terminal = terminal_event(life.context, outcome, usage, life.segments[-1])
+        self._voice.end(terminal, record, spent)
         return last_seq
 
     async def _commit_the_end(self, seq: int, tell: Callable[[], None]) -> None:

@@ -144,5 +144,24 @@ class BudgetExceededError(RunError):
         self.budget: Final = budget
 
 
+class AnswerRefusedError(CrecheError, ValueError):
+    """An answer does not fit what was asked; the question stays open."""
+
+
+class NoSuchQuestionError(CrecheError, LookupError):
+    """There is no such question on this thread."""
+
+
+class QuestionClosedError(CrecheError):
+    """A question takes no answer any more: it has one, or nobody waits for one."""
+
+
+class QuestionDeclinedError(RunError):
+    """A person who was asked would not answer."""
+
+    def __init__(self, message: str = "The question was declined.") -> None:
+        super().__init__(message, code="declined")
+
+
 class SubagentFailedError(RunError):
     """A sub-agent failed, and its parent asked for that to be raised; it has its code and words."""

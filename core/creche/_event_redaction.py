@@ -41,7 +41,8 @@ def _row(**fields: Cleaning) -> Mapping[str, Cleaning]:
 FREE_FIELDS: Final[Mapping[type[events.Event], Mapping[str, Cleaning]]] = MappingProxyType(
     {
         events.RunStarted: _row(input=Cleaning.NONE, protocol_version=Cleaning.NONE),
-        events.RunFinished: _row(result=Cleaning.DATA),
+        # Of a question, what was redacted when it was asked: its schema has names of keys as keys.
+        events.RunFinished: _row(result=Cleaning.DATA, outcome=Cleaning.NONE),
         events.RunError: _row(message=Cleaning.ERROR, code=Cleaning.NONE),
         events.StepStarted: _row(step_name=Cleaning.NONE),
         events.StepFinished: _row(step_name=Cleaning.NONE),
@@ -58,7 +59,7 @@ FREE_FIELDS: Final[Mapping[type[events.Event], Mapping[str, Cleaning]]] = Mappin
         events.ReasoningMessageEnd: _row(),
         events.ReasoningEnd: _row(),
         events.SubagentStarted: _row(name=Cleaning.NONE, description=Cleaning.NONE),
-        events.SubagentFinished: _row(result=Cleaning.DATA),
+        events.SubagentFinished: _row(result=Cleaning.DATA, outcome=Cleaning.NONE),
         events.SubagentError: _row(message=Cleaning.ERROR, code=Cleaning.NONE),
         events.StateSnapshot: _row(snapshot=Cleaning.DATA),
         events.StateDelta: _row(delta=Cleaning.PATCH),

@@ -34,12 +34,21 @@ class _Attributable(_Event, frozen=True, kw_only=True):
 # --- the run
 
 
+class Resumption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """What an interrupt was answered, as AG-UI's ResumeEntry."""
+
+    interrupt_id: str
+    status: Literal["resolved", "cancelled"]
+    payload: Any = None
+
+
 class RunInput(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What a run was asked, as AG-UI's RunAgentInput: a watcher who did not ask can see it."""
 
     thread_id: ThreadId
     run_id: RunId
     messages: tuple[Message, ...]  # only what is new in this run
+    resume: tuple[Resumption, ...] | msgspec.UnsetType = msgspec.UNSET  # of one that goes on
 
 
 class RunStarted(_Event, frozen=True, kw_only=True, tag="RUN_STARTED"):
@@ -62,6 +71,25 @@ class Cancelled(Outcome, frozen=True, tag="cancelled"):
     pass
 
 
+class Interrupt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """A question to a person, as AG-UI tells it."""
+
+    id: str
+    reason: str
+    message: str | None = None
+    tool_call_id: ToolCallId | None = None
+    response_schema: dict[str, Any] | None = None
+    expires_at: str | None = None  # ISO 8601
+    subagent_run_id: str | None = None  # who asks, if not the run's own agent
+    metadata: dict[str, Any] | None = None
+
+
+class Interrupted(Outcome, frozen=True, tag="interrupt"):
+    """The run is parked, and goes on after an answer: a segment has ended, not the run."""
+
+    interrupts: tuple[Interrupt, ...]
+
+
 class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     model: str | None = None
     input_tokens: int | None = None
@@ -71,7 +99,7 @@ class TokenUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
 class RunFinished(_Event, frozen=True, kw_only=True, tag="RUN_FINISHED"):
     thread_id: ThreadId
     run_id: RunId
-    outcome: Succeeded | Cancelled | None = None
+    outcome: Succeeded | Cancelled | Interrupted | None = None
     result: Any = None
     usage: tuple[TokenUsage, ...] | None = None
 
@@ -186,9 +214,16 @@ class SubagentStarted(_Event, frozen=True, kw_only=True, tag="SUBAGENT_STARTED")
     parent_tool_call_id: ToolCallId | None = None
 
 
+class Suspended(msgspec.Struct, frozen=True, tag_field="type", tag="suspended", rename="camel"):
+    """It is not over: its run is parked, and it is started once more when that goes on."""
+
+    interrupt_ids: tuple[str, ...]
+
+
 class SubagentFinished(_Event, frozen=True, kw_only=True, tag="SUBAGENT_FINISHED"):
     subagent_run_id: str
     result: Any = None
+    outcome: Suspended | None = None  # None: it is over
 
 
 class SubagentError(_Event, frozen=True, kw_only=True, tag="SUBAGENT_ERROR"):
@@ -247,6 +282,14 @@ Event = (
 )
 
 TERMINAL: Final = (RunFinished, RunError)
+
+
+def ends_run(event: Event) -> bool:
+    """Whether it is its run's terminal event; one that tells of an interrupt is not."""
+    if isinstance(event, RunFinished):
+        return not isinstance(event.outcome, Interrupted)
+    return isinstance(event, RunError)
+
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)

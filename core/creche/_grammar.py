@@ -12,6 +12,11 @@ opened it; a run may only finish when nothing is open and each tool call has had
 A failure (RUN_ERROR) may come at any time, but `closers` is always sent first, so that what is
 stored is a history which the next model call accepts.
 
+A run that waits for a person is PARKED: to a stock client that is a run that has finished, with
+an interrupt, and the next RUN_STARTED is another. So nothing may be open over it but results that
+are owed: `suspenders` close whatever is open, sub-agents as suspended, and `openers`, asked for
+before, open it again once the run goes on.
+
 Source: docs.ag-ui.com, "Event patterns" and "Runs and Steps"; @ag-ui/client 1.0, verifyEvents.
 """
 
@@ -34,6 +39,7 @@ class Phase(enum.Enum):
 
     BEFORE = "before it started"
     RUNNING = "while it runs"
+    PARKED = "while it waits for an answer"
     ENDED = "after its end"
 
 
@@ -52,8 +58,8 @@ class Bracket(enum.StrEnum):
 class Verb(enum.Enum):
     """What an event does to its run or to its bracket."""
 
-    START = enum.auto()  # the run begins
-    FINISH = enum.auto()  # the run ends well: nothing may be open
+    START = enum.auto()  # the run begins, or goes on
+    FINISH = enum.auto()  # the run ends well, and nothing may be open; or it is parked
     FAIL = enum.auto()  # the run ends badly
     OPEN = enum.auto()
     PART = enum.auto()
@@ -113,17 +119,22 @@ _NOT_OPEN: Final = object()
 # A span of reasoning and the message in it may share an id, which is then one owner's.
 _SAME_IDS: Final = MappingProxyType({Bracket.REASONING_MESSAGE: Bracket.REASONING})
 _SINGLE_USE: Final = frozenset({Bracket.TOOL_CALL, Bracket.SUBAGENT})
+_CALLS: Final = frozenset({Bracket.TOOL_CALL, Bracket.RESULT})
 
 
 class Grammar:
     """What one run has said so far: enough to judge its next event. Not shared between runs."""
 
-    __slots__ = ("_open", "_phase", "_used")
+    __slots__ = ("_open", "_openers", "_phase", "_segment", "_suspended", "_used")
 
     def __init__(self) -> None:
         self._phase = Phase.BEFORE
         self._open: dict[_Place, str | None] = {}  # {place: its sub-agent}, in order of opening
         self._used: dict[_Place, str | None] = {}  # the same of all that were ever open
+        self._openers: dict[_Place, events.Event] = {}  # what opened those of `_open`
+        self._segment = 0  # how often it began or went on
+        # {sub-agent: (the segment in which it was suspended, what started it)}
+        self._suspended: dict[str, tuple[int, events.Event]] = {}
 
     @property
     def phase(self) -> Phase:
@@ -171,6 +182,28 @@ class Grammar:
                 closing.extend(_closers_of(bracket, key, owner))
         return closing
 
+    def openers(self) -> list[events.Event]:
+        """What opened whatever is open now and can be opened again, outermost first.
+
+        A tool call cannot: its result may come after the interrupt, its arguments may not.
+        """
+        return [self._openers[place] for place in self._open if place[0] not in _CALLS]
+
+    def suspenders(self, interrupt_ids: tuple[str, ...]) -> list[events.Event]:
+        """The events that close whatever is open for the time of an interrupt, innermost first."""
+        closing: list[events.Event] = []
+        for (bracket, key, _), owner in reversed(self._open.items()):
+            if bracket is Bracket.SUBAGENT:
+                outcome = events.Suspended(interrupt_ids)
+                closing.append(events.SubagentFinished(subagent_run_id=key, outcome=outcome))
+            elif bracket is not Bracket.RESULT:
+                closing.append(_closers_of(bracket, key, owner)[0])
+        return closing
+
+    def suspended(self) -> list[events.Event]:
+        """What started the sub-agents that are suspended and not started again, outermost first."""
+        return [event for _, event in reversed(self._suspended.values())]
+
     def subagents_below(self, subagent: str) -> set[str | None]:
         """That sub-agent and those below it that are open; who is below was opened later."""
         within: set[str | None] = {subagent}
@@ -181,17 +214,23 @@ class Grammar:
 
     def _accept_of_run(self, event: events.Event, verb: Verb) -> None:
         if verb is Verb.START:
-            if self._phase is not Phase.BEFORE:
+            if self._phase not in {Phase.BEFORE, Phase.PARKED}:
                 raise GrammarError(_refusal(event, f"does not come {self._phase.value}"))
             self._phase = Phase.RUNNING
+            self._segment += 1
             return
-        if self._phase is Phase.ENDED or (self._phase is Phase.BEFORE and verb is not Verb.FAIL):
+        if self._phase is not Phase.RUNNING and not (
+            self._phase is Phase.BEFORE and verb is Verb.FAIL
+        ):
             raise GrammarError(_refusal(event, f"does not come {self._phase.value}"))
-        if verb is Verb.FINISH and self._open:
-            still = ", ".join(f"{bracket.value} {key!r}" for bracket, key, _ in self._open)
+        if verb is Verb.FREE:
+            return
+        parks = isinstance(event, events.RunFinished) and not events.ends_run(event)
+        still_open = [place for place in self._open if not (parks and place[0] is Bracket.RESULT)]
+        if verb is Verb.FINISH and still_open:
+            still = ", ".join(f"{bracket.value} {key!r}" for bracket, key, _ in still_open)
             raise GrammarError(_refusal(event, f"{still} is still open"))
-        if verb is not Verb.FREE:
-            self._phase = Phase.ENDED
+        self._phase = Phase.PARKED if parks else Phase.ENDED
 
     def _open_bracket(
         self,
@@ -200,7 +239,10 @@ class Grammar:
         owner: str | None,
     ) -> None:
         bracket, key, _ = place
-        if place in self._open or (bracket in _SINGLE_USE and place in self._used):
+        suspended_in, _ = self._suspended.get(key, (self._segment, None))
+        goes_on = bracket is Bracket.SUBAGENT and suspended_in < self._segment
+        spent = bracket in _SINGLE_USE and place in self._used and not goes_on
+        if place in self._open or spent:
             raise GrammarError(_refusal(event, f"{bracket.value} {key!r} was opened before"))
         if owner is not None and (Bracket.SUBAGENT, owner, None) not in self._open:
             raise GrammarError(_refusal(event, f"no sub-agent {owner!r} is open"))
@@ -213,20 +255,34 @@ class Grammar:
                 raise GrammarError(_refusal(event, f"message {parent[1]!r} is another's"))
         self._used[known] = owner
         self._open[place] = owner
+        self._openers[place] = event
+        if goes_on:
+            del self._suspended[key]
+            # What it still owes from before belongs within it, so that it is closed before it.
+            for inner in [inner for inner, of in self._open.items() if of == key]:
+                self._open[inner] = self._open.pop(inner)
 
     def _close_bracket(self, event: events.Event, place: _Place) -> None:
         bracket, key, _ = place
         if bracket is Bracket.SUBAGENT:
-            inner = [inner for inner, owner in self._open.items() if owner == key]
+            suspends = isinstance(event, events.SubagentFinished) and event.outcome is not None
+            inner = [
+                inner
+                for inner, owner in self._open.items()
+                if owner == key and not (suspends and inner[0] is Bracket.RESULT)
+            ]
             if inner:
                 still = ", ".join(f"{bracket.value} {name!r}" for bracket, name, _ in inner)
                 raise GrammarError(_refusal(event, f"{still} of it is still open"))
+            if suspends:
+                self._suspended[key] = (self._segment, self._openers[place])
         if isinstance(event, events.ToolCallResult):
             message = (Bracket.TEXT, event.message_id, None)  # that it becomes
             if self._used.get(message, self._open[place]) != self._open[place]:
                 raise GrammarError(_refusal(event, f"message {message[1]!r} is another's"))
             self._used[message] = self._open[place]
         owner = self._open.pop(place)
+        self._openers.pop(place, None)
         if bracket is Bracket.TOOL_CALL:
             self._open[Bracket.RESULT, key, None] = owner
 

@@ -35,8 +35,8 @@ class Infrastructure:
 
     `tool_policy(context, tool)` says whether that user may call that tool: a pure function, asked
     when a run begins. To a user who may not, the tool does not exist. `approver` is asked before
-    each call of an `approval=True` tool; without one such calls are refused. `tracer` is told of
-    the spans of runs; without one, nobody is.
+    each call of an `approval=True` tool; without one the user is asked, as by `RunContext.ask`.
+    `tracer` is told of the spans of runs; without one, nobody is.
 
     `weight(user_id)` is that user's share of the server when it is full, relative to others': a
     pure function, asked when the first of a user's runs is taken on.

@@ -34,6 +34,7 @@ from creche._store import (
     Chunk,
     Commit,
     NewThread,
+    QuestionRecord,
     RunRecord,
     Store,
     StoredMessage,
@@ -67,6 +68,7 @@ class _Change:
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
     spent: tuple[DaySpending, ...]
+    questions: tuple[QuestionRecord, ...]
 
 
 class Journal:
@@ -170,6 +172,7 @@ class Journal:
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
         spent: tuple[DaySpending, ...] = (),
+        questions: tuple[QuestionRecord, ...] = (),
     ) -> Entry:
         """The same for an event that is encoded already, said by the run of `speaker`.
 
@@ -180,7 +183,8 @@ class Journal:
             raise self.injection(msg, "speak", speaker)
         if runs or messages or spent:
             self.check_owned(runs, speaker)
-            self._changes.append(_Change(self._last_seq + 1, runs, messages, spent))
+            change = _Change(self._last_seq + 1, runs, messages, spent, questions)
+            self._changes.append(change)
         seq = self._last_seq = self._last_seq + 1
         entry = Entry(seq, numbered(encoded, seq))
         self._entries.append(entry)
@@ -203,6 +207,7 @@ class Journal:
         new_runs: tuple[RunRecord, ...] = (),
         runs: tuple[RunRecord, ...] = (),
         messages: tuple[StoredMessage, ...] = (),
+        questions: tuple[QuestionRecord, ...] = (),
         rolls_back: tuple[RunId, ...] = (),
         speaker: UserExecutionContext | None = None,
     ) -> None:
@@ -216,7 +221,7 @@ class Journal:
         """
         self._check_not_overtaken()
         self.check_owned((*new_runs, *runs), speaker)
-        proposal = Proposal(opens, new_runs, runs, messages, rolls_back)
+        proposal = Proposal(opens, new_runs, runs, messages, questions, rolls_back)
         self._proposals.add(proposal)
         self._writer.mark(self, urgent=True)
         await self._proposals.wait(proposal)
@@ -397,6 +402,7 @@ class Journal:
             new_runs=tuple(run for proposal in proposals for run in proposal.new_runs),
             runs=tuple(run for record in records for run in record.runs),
             messages=tuple(message for record in records for message in record.messages),
+            questions=tuple(asked for record in records for asked in record.questions),
             rolls_back=tuple(run for proposal in proposals for run in proposal.rolls_back),
             spent=tuple(spent for change in changes for spent in change.spent),
             chunk=Chunk(

@@ -39,7 +39,8 @@ class Limits:
     idle_timeout: float = 30.0  # of it, between one part and the next
     tool_timeout: float = 60.0
     tool_source_timeout: float = 30.0  # until all tool sources of an agent are open
-    approval_timeout: float = 300.0  # before a tool's own time begins
+    approval_timeout: float = 300.0  # of an `Approver`, before a tool's own time begins
+    answer_timeout: float = 86_400.0  # of a person who is asked; no other time passes meanwhile
     cleanup_timeout: float = 5.0  # what `run.cleanup()` allows after the end was asked for
     last_words_timeout: float = 0.5  # on top of that, for the commit of the terminal event
     stop_timeout: float = 1.0  # how long a sync tool may take to heed its stop flag

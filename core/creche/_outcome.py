@@ -10,7 +10,9 @@ from typing import Any, Literal
 from creche._statistics import RunStatistics
 from creche._store import RunStatus, now
 
-CancelReason = Literal["user", "disconnect", "deadline", "budget", "superseded", "shutdown"]
+CancelReason = Literal[
+    "user", "disconnect", "deadline", "budget", "superseded", "shutdown", "unanswered"
+]
 
 # How a tool was stopped: as Trio cancels; a thread that heeded its stop flag; a thread that did
 # not, and goes on; a process that was killed.

@@ -9,7 +9,7 @@ import trio
 
 from creche._context import RunId
 from creche._errors import StoreUnavailableError
-from creche._store import NewThread, RunRecord, StoredMessage
+from creche._store import NewThread, QuestionRecord, RunRecord, StoredMessage
 
 _ANSWER_TIMEOUT: Final = 15.0  # seconds that a proposer waits for a store that is away
 _WITHDRAW_TIMEOUT: Final = 2.0  # seconds that a cancelled proposer waits for its fate
@@ -23,6 +23,7 @@ class Proposal:
     new_runs: tuple[RunRecord, ...]
     runs: tuple[RunRecord, ...]
     messages: tuple[StoredMessage, ...]
+    questions: tuple[QuestionRecord, ...]
     rolls_back: tuple[RunId, ...]
     done: trio.Event = dataclasses.field(default_factory=trio.Event)
     error: Exception | None = None

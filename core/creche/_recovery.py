@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from creche import _events as events
-from creche._context import ThreadId, UserId
+from creche._context import RunId, ThreadId, UserId, new_id
 from creche._emitter import timestamp
 from creche._errors import GrammarError
 from creche._grammar import Grammar, Phase
@@ -153,14 +153,21 @@ def _closed(
         grammar.accept(event)
         transcript.add(event)
     endings: list[events.Event] = []
-    if grammar.phase is Phase.BEFORE:
+    if grammar.phase is not Phase.RUNNING:
+        # One that was parked goes on, for a moment, so that whatever was suspended has its end.
+        # Its question stays open: the answer will start another run.
+        parked = grammar.phase is Phase.PARKED
         endings.append(
             events.RunStarted(
                 thread_id=run.thread_id,
-                run_id=run.run_id,
+                run_id=RunId(new_id()) if parked else run.run_id,
+                parent_run_id=run.run_id if parked else None,
                 timestamp=timestamp(),
             ),
         )
+        endings.extend(grammar.suspended())
+        for event in endings:
+            grammar.accept(event)
     endings.extend(grammar.closers())
     endings.append(_last_word(run))
     for event in endings:

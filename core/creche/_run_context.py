@@ -6,10 +6,12 @@ import contextlib
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload
 
 import trio
 
+from creche._answer_schema import AnswerForm, Schema
+from creche._asking import Questions
 from creche._budget import Allowance, Usd
 from creche._context import UserExecutionContext
 from creche._dispatcher import ToolDispatcher
@@ -26,6 +28,8 @@ from creche._steps import Step, SubagentResult, in_parallel, in_sequence
 from creche._tools import ToolResult
 from creche._tracing import Spans
 from creche._turns import Asking, TurnModel, note_cost
+
+_T = TypeVar("_T")
 
 
 class Spawner(Protocol):
@@ -56,6 +60,7 @@ class RunContext:
         spawner: Spawner,
         tally: Tally,
         usage: list[tuple[str, Usage]],
+        questions: Questions,
         spans: Spans,
     ) -> None:
         self._life = life
@@ -64,6 +69,7 @@ class RunContext:
         self._models = models
         self._spawner = spawner
         self._tally = tally
+        self._questions = questions
         self._context = context
         self._messages = messages
         self._emitter = emitter
@@ -200,7 +206,39 @@ class RunContext:
             limits=self.limits,
             spans=self.spans,
             asking=self._asking,
+            clock=self._life.clock,
         )
+
+    @property
+    def questions(self) -> Questions:
+        """Those of the run; agents use `ask`."""
+        return self._questions
+
+    @overload
+    async def ask(self, schema: None, prompt: str) -> str: ...
+    @overload
+    async def ask(self, schema: type[_T], prompt: str) -> _T: ...
+    @overload
+    async def ask(self, schema: Schema, prompt: str) -> Any: ...
+    async def ask(self, schema: Any, prompt: str) -> Any:
+        """Ask the user something, and wait for the answer, which may take long.
+
+        `schema` says what an answer looks like: a type that msgspec knows (a Struct, an int, a
+        Literal, ...), of which the answer then is one; a JSON Schema, for plain data; or None,
+        for words. An answer that does not fit is refused to whoever gives it.
+
+        The run is parked meanwhile: it says nothing, and no time of its passes, but for
+        `Limits.answer_timeout`, after which it ends as cancelled, with the reason `unanswered`.
+        A run has one question open at a time; others wait for their turn.
+
+        Cancelled, it takes the question back. Raises QuestionDeclinedError if the user will not
+        answer, RunError with the code `run_ending` from cleanup, ValueError for a prompt without
+        words and for a schema that says what we cannot check, TypeError for what is no schema,
+        and LimitExceededError as `emit` does.
+        """
+        form = AnswerForm(schema)
+        await self.emit.end_text()
+        return await self._questions.ask(form, prompt, subagent=self.emit.subagent_run_id)
 
     async def spawn(
         self,

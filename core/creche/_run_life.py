@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any, Protocol
 
 import trio
 
@@ -18,10 +19,24 @@ from creche._context import RunId, UserExecutionContext
 from creche._double_texting import MultitaskStrategy
 from creche._errors import RunError
 from creche._outcome import CancelReason, RunOutcome
+from creche._run_clock import RunClock
 from creche._silence import Silences
 from creche._spending import Budgets
-from creche._store import RunStatus, now
+from creche._store import QuestionRecord, RunStatus, now
 from creche._task_tree import count_tasks
+
+
+class Asking(Protocol):
+    """What a run asks a person: its outside."""
+
+    @property
+    def open(self) -> QuestionRecord | None:
+        """What waits for an answer right now."""
+        ...
+
+    def answer(self, response: Any, *, declined: bool, run_id: RunId) -> int:
+        """Answer what is open. Returns the `seq` that makes it durable."""
+        ...
 
 
 class RunLife:
@@ -49,6 +64,11 @@ class RunLife:
         self.activities = Activities()
         self.silences = Silences()
         self.budgets = Budgets(functools.partial(self.cancel, "budget"))
+        self.clock = RunClock()
+        # Its id, and, once it has been parked, those of its segments; the last is how it goes on.
+        self.segments: list[RunId] = [context.run_id]
+        self.questions: Asking | None = None  # while it can ask
+        self.answers: tuple[QuestionRecord, ...] = ()  # that it was started by, of an ended run
 
         self.listed_at: float | None = None  # trio time at which a supervisor took it on
         self.position = 0  # when it was taken on: see `Admission.position`
@@ -73,7 +93,14 @@ class RunLife:
     def status(self) -> RunStatus:
         if self.outcome is not None:
             return self.outcome.status
-        return "queued" if self.first_seq is None else "running"
+        if self.first_seq is None:
+            return "queued"
+        return "parked" if self.parked else "running"
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits for a person."""
+        return self.questions is not None and self.questions.open is not None
 
     @property
     def queued_for(self) -> float:

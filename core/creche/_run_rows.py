@@ -49,6 +49,7 @@ async def propose_run(journal: Journal, life: RunLife, asked: tuple[Message, ...
             StoredMessage(run_id=life.context.run_id, message=message, created_at=life.created_at)
             for message in asked
         ),
+        questions=life.answers,
         rolls_back=life.rolls_back,
         speaker=life.context,
     )

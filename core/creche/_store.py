@@ -14,11 +14,13 @@ from datetime import UTC, date, datetime
 from typing import Any, Literal, Protocol
 
 from creche._budget import DaySpending, Spending
-from creche._context import RunId, ThreadId, UserId, new_id
+from creche._context import RunId, ThreadId, ToolCallId, UserId, new_id
 from creche._messages import Message, text_of
 
-IdKind = Literal["thread", "run"]
-RunStatus = Literal["queued", "running", "success", "cancelled", "failed", "lost"]
+IdKind = Literal["thread", "run", "question"]
+RunStatus = Literal["queued", "running", "parked", "success", "cancelled", "failed", "lost"]
+# A question whose run ended for no reason of its own (a shutdown, a crash) stays open.
+QuestionStatus = Literal["open", "answered", "declined", "unanswered", "withdrawn"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,30 @@ class RunRecord:
     reason: str | None = None  # why it was cancelled, or the code of its failure
     receipt: dict[str, Any] | None = None
     rolled_back: bool = False  # its messages are no part of the thread; see `Commit.rolls_back`
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionRecord:
+    """What a run asked a person, and whether that still waits for an answer."""
+
+    user_id: UserId
+    thread_id: ThreadId
+    run_id: RunId
+    question_id: str
+    agent: str  # that the run is of: an answer that comes after its end starts another
+    reason: str  # in AG-UI's words: `input_required`, or `tool_call` for an approval
+    prompt: str
+    schema: dict[str, Any]  # of the answer, a JSON Schema
+    asked_at: datetime
+    expires_at: datetime
+    status: QuestionStatus = "open"
+    closed_at: datetime | None = None
+    subagent_run_id: str | None = None
+    # Of a tool's approval:
+    tool_call_id: ToolCallId | None = None
+    tool_name: str | None = None
+    arguments: str | None = None  # canonical JSON, with its secrets redacted
+    digest: str | None = None  # of the name and the arguments as they will be used
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +123,7 @@ class Commit:
     # For good: what a later record of such a run says of it is not looked at.
     rolls_back: tuple[RunId, ...] = ()
     messages: tuple[StoredMessage, ...] = ()  # appended
+    questions: tuple[QuestionRecord, ...] = ()  # each replaces the record of that question id
     chunk: Chunk | None = None  # appended
     spent: tuple[DaySpending, ...] = ()  # added to what its user spent by day
 
@@ -144,6 +171,12 @@ class Store(Protocol):
 
     async def run(self, user_id: UserId, run_id: RunId) -> RunRecord | None: ...
 
+    async def open_questions(self, user_id: UserId, thread_id: ThreadId) -> list[QuestionRecord]:
+        """A thread's questions of status `open`, oldest first; they may have expired."""
+        ...
+
+    async def question(self, user_id: UserId, question_id: str) -> QuestionRecord | None: ...
+
     async def chunks(
         self,
         user_id: UserId,
@@ -184,7 +217,7 @@ class Store(Protocol):
         ...
 
     async def is_anothers(self, kind: IdKind, id: str, user_id: UserId) -> bool:  # noqa: A002
-        """Whether a thread or a run of this id belongs to anybody but that user.
+        """Whether a thread, run or question of this id belongs to anybody but that user.
 
         The one question that names no owner: for the audit, after the reply. Yes or no is all
         that it ever tells.
@@ -203,6 +236,9 @@ class _Thread:
     messages: list[StoredMessage] = dataclasses.field(default_factory=list[StoredMessage])
     runs: dict[RunId, RunRecord] = dataclasses.field(default_factory=dict[RunId, RunRecord])
     chunks: list[Chunk] = dataclasses.field(default_factory=list[Chunk])
+    questions: dict[str, QuestionRecord] = dataclasses.field(
+        default_factory=dict[str, QuestionRecord]
+    )
 
     @property
     def counted(self) -> ThreadRecord:
@@ -270,6 +306,7 @@ class MemoryStore:
         for day, spent in commit.spent:
             so_far = self._spent.get((commit.user_id, day), Spending())
             self._spent[commit.user_id, day] = so_far + spent
+        thread.questions.update((each.question_id, each) for each in commit.questions)
         last_seq = thread.record.last_seq
         if commit.chunk is not None:
             thread.chunks.append(commit.chunk)
@@ -326,6 +363,17 @@ class MemoryStore:
                 return thread.runs[run_id]
         return None
 
+    async def open_questions(self, user_id: UserId, thread_id: ThreadId) -> list[QuestionRecord]:
+        thread = self._threads.get((user_id, thread_id))
+        asked = thread.questions.values() if thread else ()
+        return [each for each in asked if each.status == "open"]
+
+    async def question(self, user_id: UserId, question_id: str) -> QuestionRecord | None:
+        for (owner, _), thread in self._threads.items():
+            if owner == user_id and question_id in thread.questions:
+                return thread.questions[question_id]
+        return None
+
     async def chunks(
         self,
         user_id: UserId,
@@ -375,7 +423,7 @@ class MemoryStore:
 
     async def is_anothers(self, kind: IdKind, id: str, user_id: UserId) -> bool:  # noqa: A002
         return any(
-            id == thread_id if kind == "thread" else id in thread.runs
+            id in {"thread": {thread_id}, "run": thread.runs, "question": thread.questions}[kind]
             for (owner, thread_id), thread in self._threads.items()
             if owner != user_id
         )

@@ -52,6 +52,7 @@ class Subagents:
         """Run one to its end; its failure is a result."""
         described = self._infrastructure.registry.describe(agent)
         asked = as_messages(state)
+        await parent.emit.free()
         if (refusal := self._refusal(parent)) is not None:
             await record_limit(
                 self._infrastructure.audit,
@@ -163,6 +164,7 @@ class Subagents:
             spawner=self,
             tally=self._ending.tally,
             usage=parent.usage,
+            questions=parent.questions,
             spans=spans,
         )
 

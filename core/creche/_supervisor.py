@@ -7,14 +7,16 @@ import functools
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from creche._admission import Admission, retry_after
+from creche._answer_schema import AnswerForm
+from creche._asking import OVER, check_open, closed_as, read_answer
 from creche._auditing import note_mix_up_of, record_limit
 from creche._background import open_background
-from creche._context import RunId, ThreadId, UserExecutionContext, UserId
+from creche._context import RunId, ThreadId, UserExecutionContext, UserId, check_id, new_id
 from creche._days import check_day
 from creche._double_texting import SUPERSEDING, MultitaskStrategy, check_strategy
 from creche._engine import ExecutionEngine
@@ -23,16 +25,19 @@ from creche._errors import (
     CrecheError,
     DrainingError,
     LimitExceededError,
+    NoSuchQuestionError,
+    QuestionClosedError,
     StoreUnavailableError,
 )
 from creche._infrastructure import Infrastructure
 from creche._journal import Entry, Journal
 from creche._journals import Journals, open_journals
+from creche._late_answer import as_input
 from creche._messages import AgentInput, Message, as_messages
 from creche._outcome import CancelReason
 from creche._quotas import ToolQuotas
 from creche._run import Run
-from creche._run_life import RunLife
+from creche._run_life import Asking, RunLife
 from creche._run_rows import call_off, propose_run, why_refused
 from creche._watchers import cancelled_when_unwatched
 
@@ -60,6 +65,7 @@ class Supervisor:
         self._runs: dict[UserId, dict[RunId, RunLife]] = {}
         # {(user, thread): how many are deleting it}; an entry *is* `_deletion`.
         self._deletions: dict[tuple[UserId, ThreadId], int] = {}
+        self._answers: set[tuple[UserId, str]] = set()  # an entry *is* `_answering`
         self._admission: Admission[RunLife] = Admission(
             per_user=infrastructure.limits.running_per_user,
             most=infrastructure.limits.running,
@@ -118,15 +124,18 @@ class Supervisor:
         """
         check_strategy(multitask_strategy)
         self.infrastructure.registry.describe(agent)
-        asked = as_messages(state)
+        life = RunLife(
+            context, agent, strategy=multitask_strategy, disconnect_grace=disconnect_grace
+        )
+        return await self._take_on(life, as_messages(state))
+
+    async def _take_on(self, life: RunLife, asked: tuple[Message, ...]) -> Run:
+        context = life.context
         self._check_taking()
         await check_day(self.infrastructure, self.quotas, context)
         while (context.user_id, context.thread_id) in self._deletions:
             await self._changed.park()
         try:
-            life = RunLife(
-                context, agent, strategy=multitask_strategy, disconnect_grace=disconnect_grace
-            )
             await self._nursery.start(self._serve, life, asked)
         except LimitExceededError as error:
             await record_limit(
@@ -141,8 +150,84 @@ class Supervisor:
 
     def find(self, user_id: UserId, run_id: RunId) -> Run | None:
         """That user's live run, or None; another user's is None, too."""
-        life = self._runs.get(user_id, {}).get(run_id)
+        own = self._runs.get(user_id, {})
+        life = own.get(run_id) or next(
+            (each for each in own.values() if run_id in each.segments), None
+        )
         return None if life is None else Run(life)
+
+    async def answer(
+        self,
+        user_id: UserId,
+        thread_id: ThreadId,
+        question_id: str,
+        response: Any = None,
+        *,
+        declined: bool = False,
+        run_id: RunId | None = None,
+    ) -> Run | None:
+        """Answer a question of that user's; returns once the answer is durable.
+
+        The run that asked goes on, as `run_id` or a fresh one; it is what is returned. If it has
+        ended without an answer (a shutdown, a crash), another is started, whose input is question
+        and answer; `declined` then starts none, and returns None.
+
+        Raises NoSuchQuestionError, QuestionClosedError for one that takes no answer any more,
+        AnswerRefusedError for an answer that does not fit (it stays open), CrecheError for a
+        `run_id` that is taken, InvalidContextError for one that can be none, what `start` raises,
+        and what the store raises.
+        """
+        async with self.journals.attached(user_id, thread_id) as journal:
+            for life in self._lives(user_id, thread_id):
+                if _asks(life, question_id) is not None:
+                    if run_id is not None:
+                        check_id("run_id", run_id)
+                        await self._check_free(user_id, run_id)
+                    segment = run_id or RunId(new_id())
+                    questions = _asks(life, question_id)
+                    if questions is None:  # meanwhile
+                        raise QuestionClosedError(OVER)
+                    seq = questions.answer(response, declined=declined, run_id=segment)
+                    await journal.committed(seq)
+                    return Run(life)
+            with self._answering(user_id, question_id):
+                record = await self.journals.store.question(user_id, question_id)
+                if record is None or record.thread_id != thread_id:
+                    msg = "there is no such question on this thread"
+                    raise NoSuchQuestionError(msg)
+                check_open(record, is_live=self.find(user_id, record.run_id) is not None)
+                if declined:
+                    await journal.propose(questions=(closed_as(record, "declined"),))
+                    return None
+                answer = read_answer(AnswerForm(record.schema), response)
+                context = UserExecutionContext.from_request(
+                    user_id=user_id, thread_id=thread_id, run_id=run_id
+                )
+                life = RunLife(context, record.agent)
+                life.answers = (closed_as(record, "answered"),)
+                run = await self._take_on(life, as_input(record, answer))
+                await run.accepted()
+                return run
+
+    async def _check_free(self, user_id: UserId, run_id: RunId) -> None:
+        """Raise CrecheError if a run of that user has or had this id."""
+        taken = self.find(user_id, run_id) is not None
+        if taken or await self.journals.store.run(user_id, run_id) is not None:
+            msg = f"run {run_id!r} has been: a run id is for one run"
+            raise CrecheError(msg)
+
+    @contextlib.contextmanager
+    def _answering(self, user_id: UserId, question_id: str) -> Iterator[None]:
+        """That question is being answered inside this block; a second answer is refused."""
+        key = (user_id, question_id)
+        if key in self._answers:
+            msg = "the question is being answered already"
+            raise QuestionClosedError(msg)
+        self._answers.add(key)
+        try:
+            yield
+        finally:
+            self._answers.discard(key)
 
     def runs(self, user_id: UserId, thread_id: ThreadId | None = None) -> tuple[Run, ...]:
         """That user's live runs, oldest first; the first of a thread is its active or next one."""
@@ -185,6 +270,9 @@ class Supervisor:
         comes on top of the grace.
         """
         self._draining = True
+        for life in self._all():
+            if life.parked:  # a person need not answer in time; their answer will start another
+                life.cancel("shutdown")
         with trio.move_on_after(grace):
             await self._empty()
         self.cancel_all("shutdown")
@@ -192,9 +280,11 @@ class Supervisor:
 
     def cancel_all(self, reason: CancelReason) -> None:
         """Ask every run to end."""
-        for lives in self._runs.values():
-            for life in lives.values():
-                life.cancel(reason)
+        for life in self._all():
+            life.cancel(reason)
+
+    def _all(self) -> list[RunLife]:
+        return [life for lives in self._runs.values() for life in lives.values()]
 
     async def cancel_thread(
         self,
@@ -241,7 +331,7 @@ class Supervisor:
         self._check_taking()
         limits = self.infrastructure.limits
         own = self._runs.get(context.user_id, {})
-        if context.run_id in own:
+        if self.find(context.user_id, context.run_id) is not None:
             msg = f"run {context.run_id!r} is live already; a run id is for one run"
             raise CrecheError(msg)
         of_thread = self._lives(context.user_id, context.thread_id)
@@ -391,6 +481,14 @@ class Supervisor:
             with journal.watchers.watching():
                 async with contextlib.aclosing(_entries(journal, after)) as entries:
                     yield entries
+
+
+def _asks(life: RunLife, question_id: str) -> Asking | None:
+    """The questions of that run, if this one is open."""
+    questions = life.questions
+    if questions is None or questions.open is None:
+        return None
+    return questions if questions.open.question_id == question_id else None
 
 
 def _begin(lives: Iterable[RunLife]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from creche import _events as events
-from creche._context import UserExecutionContext
+from creche._context import RunId, UserExecutionContext
 from creche._emitter import timestamp
 from creche._failures import identity, json_or_none
 from creche._models import Usage
@@ -22,8 +22,9 @@ def terminal_event(
     context: UserExecutionContext,
     outcome: RunOutcome,
     usage: tuple[events.TokenUsage, ...] | None,
+    run_id: RunId,
 ) -> events.Event:
-    """The event that says how a run ended."""
+    """The event that says how a run ended; `run_id` is that of its last segment."""
     if outcome.status == "failed":
         return events.RunError(
             message=outcome.message or "",
@@ -35,7 +36,7 @@ def terminal_event(
     succeeded = outcome.status == "success"
     return events.RunFinished(
         thread_id=context.thread_id,
-        run_id=context.run_id,
+        run_id=run_id,
         outcome=events.Succeeded() if succeeded else events.Cancelled(),
         result=json_or_none(outcome.result) if succeeded else None,
         usage=usage,

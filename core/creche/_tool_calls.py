@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -118,8 +119,13 @@ class ToolCalls:
         self._programs = programs
         self._approver = approver
 
-    async def result(self, call_id: ToolCallId, name: str, arguments: str) -> ToolResult:
-        """What becomes of a call. A tool that is denied and one that is not are answered alike."""
+    async def result(
+        self, call_id: ToolCallId, name: str, arguments: str, person: Approver | None
+    ) -> ToolResult:
+        """What becomes of a call. A tool that is denied and one that is not are answered alike.
+
+        `person` is asked where there is no approver, and keeps a time of their own.
+        """
         refusal = await self._refusal(call_id)
         if refusal is not None:
             return refusal
@@ -151,8 +157,12 @@ class ToolCalls:
                 tool_call_id=call_id,
                 arguments=canonical_json(arguments or "{}"),
             )
+            by_a_person = self._approver is None and person is not None
             objection = await ask(
-                self._approver, request, self._limits.approval_timeout, audit=self._audit
+                person if by_a_person else self._approver,
+                request,
+                math.inf if by_a_person else self._limits.approval_timeout,
+                audit=self._audit,
             )
             if objection is not None:
                 return failure(call_id, objection, code="not_approved")

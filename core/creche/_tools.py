@@ -211,7 +211,7 @@ def tool(
     of a module that a fresh interpreter can import, takes no ToolContext, and its result comes
     back as plain data.
 
-    `approval=True` asks the infrastructure's approver before every call.
+    `approval=True` asks the infrastructure's approver before every call, or the run's user.
 
     A tool is shared by all runs, so what it closes over may be a service (a client, a pool; any
     object that does more than hold things), but no container, cache, generator or memory channel,

@@ -12,6 +12,7 @@ from creche._errors import ModelError
 from creche._limits import Limits
 from creche._messages import Message
 from creche._models import Model, ModelPart, ToolSpec, Usage
+from creche._run_clock import RunClock
 from creche._silence import Silence, Silences
 from creche._spending import Budgets
 from creche._statistics import Tally
@@ -51,6 +52,7 @@ class TurnModel:
         limits: Limits,
         spans: Spans,
         asking: Asking,
+        clock: RunClock,
     ) -> None:
         """`asking` gets the calls that are under way."""
         self._model = model
@@ -59,6 +61,7 @@ class TurnModel:
         self._budgets = budgets
         self._silences = silences
         self._limits = limits
+        self._clock = clock
         self._spans = spans
         self._asking = asking
 
@@ -93,7 +96,7 @@ class TurnModel:
         """The block of one call, and its deadlines."""
         limits = self._limits
         silence = Silence(limits.first_token_timeout, limits.idle_timeout)
-        with trio.move_on_after(limits.turn_timeout) as turn:
+        with self._clock.move_on_after(limits.turn_timeout) as turn:
             with self._silences.during(silence):
                 yield silence
         if turn.cancelled_caught:

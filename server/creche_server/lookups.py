@@ -25,7 +25,7 @@ MOST_WAITING: Final = 256
 MOST_WAITING_PER_USER: Final = 32
 
 _KINDS: Final[Mapping[IdKind, AuditKind]] = MappingProxyType(
-    {"thread": "thread_mismatch", "run": "run_mismatch"}
+    {"thread": "thread_mismatch", "run": "run_mismatch", "question": "run_mismatch"}
 )
 
 
@@ -101,12 +101,21 @@ class Lookups:
         user_id = question.user_id
         if not await self._store.is_anothers(question.kind, question.id, user_id):
             return False
+        own_since = await self._own_since(question)
+        return own_since is None or own_since > question.asked_at
+
+    async def _own_since(self, question: _Question) -> datetime | None:
+        """When the asker's own of that id was made; None if there is none."""
+        user_id = question.user_id
+        if question.kind == "question":
+            asked = await self._store.question(user_id, question.id)
+            return None if asked is None else asked.asked_at
         own = (
             await self._store.thread(user_id, ThreadId(question.id))
             if question.kind == "thread"
             else await self._store.run(user_id, RunId(question.id))
         )
-        return own is None or own.created_at > question.asked_at
+        return None if own is None else own.created_at
 
     def _leave(self, question: _Question) -> None:
         self._audit.record_nowait(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +26,7 @@ from creche import (
     ThreadId,
     ToolMessage,
     UserId,
+    interrupt_of,
 )
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
 
@@ -94,6 +96,17 @@ async def recall(
         return await _latest(store, user_id, thread_id, limit=limit)
     preceding, newer = _split(await store.runs(user_id, thread_id), before)
     return await _latest(store, user_id, thread_id, limit=limit, newer=newer, among=preceding)
+
+
+async def open_interrupts(store: Store, user_id: UserId, thread_id: ThreadId) -> dict[str, Any]:
+    """What waits for an answer, in AG-UI's words, whether or not its run still lives.
+
+    For a reply: `interrupts`, left out when nothing waits.
+    """
+    moment = datetime.now(UTC)
+    asked = await store.open_questions(user_id, thread_id)
+    waiting = [interrupt_of(each) for each in asked if each.expires_at > moment]
+    return {"interrupts": waiting} if waiting else {}
 
 
 async def history(

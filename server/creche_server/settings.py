@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     first_token_timeout: PositiveFloat = Limits().first_token_timeout
     idle_timeout: PositiveFloat = Limits().idle_timeout
     tool_timeout: PositiveFloat = Limits().tool_timeout
+    answer_timeout: PositiveFloat = Limits().answer_timeout
     approval_timeout: PositiveFloat = Limits().approval_timeout
     tool_source_timeout: PositiveFloat = Limits().tool_source_timeout
     cleanup_timeout: PositiveFloat = Limits().cleanup_timeout
@@ -186,6 +187,7 @@ class Settings(BaseSettings):
             first_token_timeout=self.first_token_timeout,
             idle_timeout=self.idle_timeout,
             tool_timeout=self.tool_timeout,
+            answer_timeout=self.answer_timeout,
             approval_timeout=self.approval_timeout,
             tool_source_timeout=self.tool_source_timeout,
             cleanup_timeout=self.cleanup_timeout,

@@ -26,6 +26,7 @@ from creche import (
     IsolationError,
     Journal,
     LimitExceededError,
+    NoSuchQuestionError,
     Run,
     RunId,
     RunRecord,
@@ -43,12 +44,13 @@ from creche._auditing import note_mix_up
 from creche_server.admission import RefusedError, Sockets, admit, audited
 from creche_server.door import HEAD_TIMEOUT, SEND_TIMEOUT, error_body
 from creche_server.outbox import Outbox
-from creche_server.recall import UnknownRunError, recall
+from creche_server.recall import UnknownRunError, open_interrupts, recall
 from creche_server.resuming import in_parts, start_of
 from creche_server.services import Services
 from creche_server.wire import codes, replies
 from creche_server.wire.commands import (
     MAX_COMMAND_BYTES,
+    InputRespond,
     RunCancel,
     RunStart,
     StateGet,
@@ -166,22 +168,30 @@ class ChatClient:
             except WireError as error:
                 await self._refuse(error.id, error, "send")
                 continue
-            if isinstance(command, RunStart):
+            if isinstance(command, RunStart) and not command.resume:
                 # Its place in the thread's order is settled here, in the order of the frames.
                 await self._start_run(nursery, command_id, command)
             elif isinstance(command, Subscribe):
                 self._subscribe(nursery, command_id, command)
             elif isinstance(command, Unsubscribe):
                 self._unsubscribe(command_id, command)
-            elif isinstance(command, RunCancel):
-                work = functools.partial(self._cancel_run, command)
-                await self._spawn(nursery, command_id, "run.cancel", work)
-            elif isinstance(command, TreeGet):
-                work = functools.partial(self._tree, command)
-                await self._spawn(nursery, command_id, "agent.getTree", work)
             else:
-                work = functools.partial(self._state, command)
-                await self._spawn(nursery, command_id, "state.get", work)
+                method, work = self._waiting(command)
+                await self._spawn(nursery, command_id, method, work)
+
+    def _waiting(
+        self, command: RunStart | RunCancel | InputRespond | TreeGet | StateGet
+    ) -> tuple[str, Callable[[], Awaitable[dict[str, Any]]]]:
+        """What does a command that waits, and the command's name. A `RunStart` is an answer."""
+        if isinstance(command, RunStart):
+            return "run.start", functools.partial(self._resume, command)
+        if isinstance(command, RunCancel):
+            return "run.cancel", functools.partial(self._cancel_run, command)
+        if isinstance(command, InputRespond):
+            return "input.respond", functools.partial(self._respond, command)
+        if isinstance(command, TreeGet):
+            return "agent.getTree", functools.partial(self._tree, command)
+        return "state.get", functools.partial(self._state, command)
 
     # --- commands that wait: bounded tasks of the connection's nursery
 
@@ -314,6 +324,33 @@ class ChatClient:
         record = await self._past_run(command.run_id, "agent.getTree")
         return {"tree": run_node(RunTree.of_record(record))}
 
+    async def _resume(self, command: RunStart) -> dict[str, Any]:
+        (entry,) = command.resume
+        return await self._respond(
+            InputRespond(entry.interrupt_id, entry.payload, entry.status, command.run_id)
+        )
+
+    async def _respond(self, command: InputRespond) -> dict[str, Any]:
+        segment = command.run_id or RunId(new_id())
+        try:
+            run = await self._services.supervisor.answer(
+                self._user_id,
+                self._thread_id,
+                command.interrupt_id,
+                command.response,
+                declined=command.status == "cancelled",
+                run_id=segment,
+            )
+        except NoSuchQuestionError:
+            # Asked after the reply: from here to its sending nobody else has a turn.
+            self.look_up("question", command.interrupt_id, "input.respond")
+            raise
+        if run is None:
+            return {}
+        # The id that its events carry from here on, and, where it was parked, its own.
+        parent = {"parent_run_id": run.run_id} if segment != run.run_id else {}
+        return {"run_id": segment, **parent}
+
     async def _state(self, command: StateGet) -> dict[str, Any]:
         if command.before is not None:
             check_id("before", command.before)
@@ -333,7 +370,8 @@ class ChatClient:
                 assert command.before is not None
                 self.look_up("run", command.before, "state.get")  # as above
                 raise
-        return recalled.to_dict()
+            interrupts = await open_interrupts(self._services.store, self._user_id, self._thread_id)
+        return {**recalled.to_dict(), **interrupts}
 
     # --- the subscription
 

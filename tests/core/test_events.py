@@ -89,7 +89,10 @@ SAMPLES: dict[type[Any], tuple[dict[str, Any], dict[str, Any]]] = {
         {"subagent_run_id": S, "name": "searcher"},
         {"description": "looks", "parent_subagent_run_id": "s-0", "parent_tool_call_id": C},
     ),
-    events.SubagentFinished: ({"subagent_run_id": S}, {"result": [1]}),
+    events.SubagentFinished: (
+        {"subagent_run_id": S},
+        {"result": [1], "outcome": events.Suspended(("q-1",))},
+    ),
     events.SubagentError: ({"subagent_run_id": S, "message": "no"}, {"code": "x"}),
     events.StateSnapshot: ({"snapshot": {"a": 1}}, {"subagent_run_id": S}),
     events.StateDelta: (
@@ -114,6 +117,44 @@ CASES = [
     pytest.param(
         events.RunFinished(thread_id=T, run_id=R, outcome=events.Cancelled()),
         id="RunFinished-cancelled",
+    ),
+    *(
+        pytest.param(
+            events.RunFinished(
+                thread_id=T,
+                run_id=R,
+                outcome=events.Interrupted(interrupts=(interrupt,)),
+            ),
+            id=f"RunFinished-interrupt-{name}",
+        )
+        for name, interrupt in {
+            "bare": events.Interrupt(id="q-1", reason="input_required"),
+            "full": events.Interrupt(
+                id="q-1",
+                reason="tool_call",
+                message="May I?",
+                tool_call_id=C,
+                response_schema={"type": "object", "properties": {"a": {"const": 1}}},
+                expires_at="2026-01-02T03:04:05.678+00:00",
+                subagent_run_id=S,
+                metadata={"creche": {"digest": "d"}},
+            ),
+        }.items()
+    ),
+    *(
+        pytest.param(
+            events.RunStarted(
+                thread_id=T,
+                run_id=R,
+                parent_run_id=RunId("r-0"),
+                input=events.RunInput(thread_id=T, run_id=R, messages=(), resume=(resumption,)),
+            ),
+            id=f"RunStarted-{resumption.status}",
+        )
+        for resumption in (
+            events.Resumption(interrupt_id="q-1", status="resolved", payload={"a": 1}),
+            events.Resumption(interrupt_id="q-1", status="cancelled"),
+        )
     ),
 ]
 
@@ -195,3 +236,12 @@ def test_the_key_check_finds_a_key_that_the_package_does_not_know() -> None:
 
 def test_only_a_runs_end_is_terminal() -> None:
     assert set(events.TERMINAL) == {events.RunFinished, events.RunError}
+    parked = events.Interrupted(interrupts=(events.Interrupt(id="q-1", reason="x"),))
+    for event, ends in (
+        (events.RunError(message="no"), True),
+        (events.RunFinished(thread_id=T, run_id=R), True),
+        (events.RunFinished(thread_id=T, run_id=R, outcome=events.Cancelled()), True),
+        (events.RunFinished(thread_id=T, run_id=R, outcome=parked), False),
+        (events.RunStarted(thread_id=T, run_id=R), False),
+    ):
+        assert events.ends_run(event) is ends, event

@@ -41,6 +41,12 @@ SUB_END = events.SubagentFinished(subagent_run_id="s-1")
 SUB_ERROR = events.SubagentError(subagent_run_id="s-1", message="no")
 NESTED = events.SubagentStarted(subagent_run_id="s-2", name="y", parent_subagent_run_id="s-1")
 CUSTOM = events.Custom(name="x", value=1)
+SUSPENDED = events.SubagentFinished(subagent_run_id="s-1", outcome=events.Suspended(("q-1",)))
+PARKED = events.RunFinished(
+    thread_id=ThreadId("t"),
+    run_id=RunId("r"),
+    outcome=events.Interrupted(interrupts=(events.Interrupt(id="q-1", reason="x"),)),
+)
 
 
 def of(event: events.Event, subagent: str) -> events.Event:
@@ -82,6 +88,52 @@ TAKEN: dict[str, Sequence[events.Event]] = {
         SUB,
         NESTED,
         events.SubagentFinished(subagent_run_id="s-2"),
+        SUB_END,
+        FINISH,
+    ],
+    "a question": [START, PARKED, START, FINISH],
+    "a question after a question": [START, PARKED, START, TEXT, TEXT_END, PARKED, START, FINISH],
+    "a question over a call that is owed its result": [
+        START,
+        CALL,
+        CALL_END,
+        PARKED,
+        START,
+        RESULT,
+        FINISH,
+    ],
+    "a message that goes on after a question": [
+        START,
+        TEXT,
+        WORDS,
+        TEXT_END,
+        PARKED,
+        START,
+        TEXT,
+        WORDS,
+        TEXT_END,
+        FINISH,
+    ],
+    "a sub-agent that goes on after a question": [
+        START,
+        SUB,
+        SUSPENDED,
+        PARKED,
+        START,
+        SUB,
+        SUB_END,
+        FINISH,
+    ],
+    "a sub-agent that is suspended in its call": [
+        START,
+        SUB,
+        of(CALL, "s-1"),
+        of(CALL_END, "s-1"),
+        SUSPENDED,
+        PARKED,
+        START,
+        SUB,
+        of(RESULT, "s-1"),
         SUB_END,
         FINISH,
     ],
@@ -155,6 +207,29 @@ REFUSED: dict[str, tuple[Sequence[events.Event], events.Event]] = {
     "the end while reasoning is open": ([START, THINK], FINISH),
     "the end while a thought is open": ([START, THOUGHT], FINISH),
     "the end while a sub-agent runs": ([START, SUB], FINISH),
+    "a question while text is open": ([START, TEXT], PARKED),
+    "a question while a call is open": ([START, CALL], PARKED),
+    "a question while a step is open": ([START, STEP], PARKED),
+    "a question while a sub-agent runs": ([START, SUB], PARKED),
+    "a question before the beginning": ([], PARKED),
+    "a question after the end": ([START, FINISH], PARKED),
+    "a second question at once": ([START, PARKED], PARKED),
+    "text while it is parked": ([START, PARKED], TEXT),
+    "a custom event while it is parked": ([START, PARKED], CUSTOM),
+    "a result while it is parked": ([START, CALL, CALL_END, PARKED], RESULT),
+    "an end while it is parked": ([START, PARKED], FINISH),
+    "an error while it is parked": ([START, PARKED], ERROR),
+    "the end while a result is owed from before a question": (
+        [START, CALL, CALL_END, PARKED, START],
+        FINISH,
+    ),
+    "a sub-agent that was suspended, before the question": ([START, SUB, SUSPENDED], SUB),
+    "a sub-agent that had ended, after a question": ([START, SUB, SUB_END, PARKED, START], SUB),
+    "a sub-agent's suspension while its text is open": ([START, SUB, of(TEXT, "s-1")], SUSPENDED),
+    "a sub-agent's words before it is started again": (
+        [START, SUB, SUSPENDED, PARKED, START],
+        of(TEXT, "s-1"),
+    ),
     "a message's id again, by another": ([START, SUB, TEXT, TEXT_END], of(TEXT, "s-1")),
     "a thought's id again, by another": (
         [START, SUB, THOUGHT, THOUGHT_END],
@@ -291,8 +366,12 @@ any_event: st.SearchStrategy[events.Event] = st.one_of(
         name=st.just("x"),
         parent_subagent_run_id=st.none() | subagents,
     ),
-    st.builds(events.SubagentFinished, subagent_run_id=subagents),
-    st.sampled_from([CUSTOM, CUSTOM, FINISH, ERROR, START]),
+    st.builds(
+        events.SubagentFinished,
+        subagent_run_id=subagents,
+        outcome=st.none() | st.just(events.Suspended(("q-1",))),
+    ),
+    st.sampled_from([CUSTOM, CUSTOM, FINISH, ERROR, START, PARKED]),
 )
 
 
@@ -339,6 +418,61 @@ def test_after_the_closers_any_run_can_finish_complete(stream: list[events.Event
     calls = [event["toolCallId"] for event in whole if event["type"] == "TOOL_CALL_START"]
     results = [event["toolCallId"] for event in whole if event["type"] == "TOOL_CALL_RESULT"]
     assert sorted(calls) == sorted(results)
+
+
+@settings(max_examples=300)
+@given(any_stream)
+def test_any_run_can_be_parked_and_goes_on_as_it_was(stream: list[events.Event]) -> None:
+    """What was open is open again, but for half-written calls, which are written no further."""
+    grammar, accepted = accepted_of(
+        [event for event in stream if not isinstance(event, events.TERMINAL)],
+    )
+
+    def opened() -> set[Any]:
+        half_written = Bracket.TOOL_CALL
+        return {
+            ((Bracket.RESULT if bracket is half_written else bracket), key, of_step, owner)
+            for (bracket, key, of_step), owner in grammar._open.items()
+        }
+
+    before, openers = opened(), grammar.openers()
+    for event in [*grammar.suspenders(("q-1",)), PARKED]:
+        grammar.accept(event)
+        accepted.append(event)
+    assert grammar.phase is Phase.PARKED
+    assert all(bracket is Bracket.RESULT for bracket, _, _ in grammar._open)
+    for event in [START, *openers]:
+        grammar.accept(event)
+        accepted.append(event)
+    assert opened() == before
+    for event in [*grammar.closers(), FINISH]:
+        grammar.accept(event)
+        accepted.append(event)
+    client = StockClient()
+    client.take_all(as_json(accepted))
+    assert client.state == "finished"
+
+
+@settings(max_examples=200)
+@given(any_stream)
+def test_a_parked_run_whose_process_died_can_be_ended(stream: list[events.Event]) -> None:
+    grammar, accepted = accepted_of(
+        [event for event in stream if not isinstance(event, events.TERMINAL)],
+    )
+    for event in [*grammar.suspenders(("q-1",)), PARKED]:
+        grammar.accept(event)
+        accepted.append(event)
+    again = said(*accepted)  # as recovery makes it of the log
+    endings: list[events.Event] = [START, *again.suspended()]
+    for event in endings:
+        again.accept(event)
+    for event in (closers := again.closers()):
+        again.accept(event)
+    again.accept(ERROR)
+    client = StockClient()
+    client.take_all(as_json([*accepted, *endings, *closers]))
+    assert not client.open
+    assert not any(client.subagents.values())
 
 
 def test_a_result_may_not_take_the_message_that_another_speaks_in() -> None:

@@ -321,10 +321,13 @@ def asking(words: str, agent: str = "assistant") -> dict[str, Any]:
 
 
 def by_run(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """A thread's events, cut where runs start. What precedes the first start is left out."""
+    """A thread's events, cut where runs start. What precedes the first start is left out.
+
+    A run that goes on after a question is the same one.
+    """
     runs: list[list[dict[str, Any]]] = []
     for event in events:
-        if event["type"] == "RUN_STARTED":
+        if event["type"] == "RUN_STARTED" and "parentRunId" not in event:
             runs.append([event])
         elif runs:
             runs[-1].append(event)

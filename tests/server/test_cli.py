@@ -38,7 +38,11 @@ from creche_server.cli.screen import Screen
 from creche_server.serve import Listening, Stop
 
 AGENTS = '''
+import msgspec
 import trio
+from typing import Literal
+
+from creche import tool
 
 class Slow:
     """Says a word now and then."""
@@ -77,7 +81,30 @@ class Boss:
         result = await run.spawn("helper", "go")
         await run.emit.text(f"It said {len(result.text)} letters.")
 
-agents = {"slow": Slow, "stubborn": Stubborn, "rude": Rude, "helper": Helper, "boss": Boss}
+class Trip(msgspec.Struct, forbid_unknown_fields=True):
+    to: Literal["Paris", "Rome"]
+    days: int = 3
+
+@tool(approval=True)
+async def pay(amount: int) -> str:
+    """Pay."""
+    return f"paid {amount}"
+
+class Asker:
+    """Asks back."""
+
+    tools = (pay,)
+
+    async def run(self, run):
+        name = await run.ask(None, "What is your name?")
+        trip = await run.ask(Trip, "Where to?")
+        paid = await run.call_tool("pay", {"amount": 5})
+        await run.emit.text(f"{name}: {trip.days} days in {trip.to}, {paid.content}")
+
+agents = {
+    "slow": Slow, "stubborn": Stubborn, "rude": Rude, "helper": Helper, "boss": Boss,
+    "asker": Asker,
+}
 '''
 
 
@@ -496,7 +523,7 @@ class TestServe:
         async with server.http() as http:
             found = (await http.post("/agents/search")).json()
         assert [agent["name"] for agent in found] == [
-            *("slow", "stubborn", "rude", "helper", "boss", "assistant"),
+            *("slow", "stubborn", "rude", "helper", "boss", "asker", "assistant"),
         ]
 
 
@@ -654,6 +681,70 @@ class TestChat:
             await chat.ended()
             assert b"Traceback" not in chat.shown
             assert b"creche chat --thread" in chat.shown
+
+    async def test_asks_what_the_run_asks_and_takes_the_answers(
+        self, server: Server, folder: Path
+    ) -> None:
+        arguments = ("chat", "Plan.", "--agent", "asker", "--data", "data")
+        async with talking(*arguments, cwd=folder, terminal=True) as chat:
+            await chat.until(b"What is your name?")
+            await chat.type(b"\r")  # nothing, so it waits on
+            await chat.type(b"Ada\r")
+            await chat.until(b'as JSON, {"to": Paris|Rome, "days": integer}>')
+            await chat.type(b'{"to": "Oslo"}\r')
+            await chat.until(b"the answer does not fit")
+            await chat.type(b'{"to": "Rome"}\r')
+            await chat.until(b"May the tool pay be called?")
+            await chat.until(b'{"amount":5}')
+            await chat.until(b"[y/n]>")
+            await chat.type(b"maybe\r")
+            await chat.type(b"y\r")
+            await chat.until(b"Ada: 3 days in Rome, paid 5")
+            assert await chat.ended() == 0
+        assert b"Traceback" not in chat.shown
+
+    async def test_stops_a_run_that_asks_with_an_interrupt(
+        self, server: Server, folder: Path
+    ) -> None:
+        arguments = ("chat", "Plan.", "--agent", "asker", "--data", "data")
+        async with talking(*arguments, cwd=folder, terminal=True) as chat:
+            await chat.until(b"What is your name?")
+            await chat.interrupt()
+            await chat.until(b"stopped")
+            assert await chat.ended() == 130
+        assert b"Traceback" not in chat.shown
+
+    async def test_declines_where_nobody_can_answer(self, server: Server, folder: Path) -> None:
+        arguments = ("chat", "Plan.", "--agent", "asker", "--data", "data")
+        result = await run_creche(*arguments, cwd=folder)
+        assert result.returncode == 1
+        assert b"declined" in result.stderr
+        assert b"Traceback" not in result.stderr
+
+    async def test_takes_up_a_question_that_waits_on_the_thread(
+        self, server: Server, folder: Path
+    ) -> None:
+        async with server.chat("left-open") as other:
+            await other.subscribe()
+            run_id = await other.start("Plan.", "asker")
+            await other.finished(run_id)  # as far as its first question
+            arguments = ("chat", "--thread", "left-open", "--user", "ada", "--data", "data")
+            async with talking(*arguments, cwd=folder, terminal=True) as chat:
+                await chat.until(b"What is your name?")
+                await chat.type(b"Ada\r")
+                await chat.until(b"Where to?")
+                question = other.events[-1]["outcome"]["interrupts"][0]["id"]
+                await other.ask(
+                    "input.respond", interrupt_id=question, response={"to": "Paris"}
+                )  # elsewhere, which the terminal heeds
+                await chat.until(b"[y/n]>")
+                await chat.type(b"n\r")
+                last = b"3 days in Paris, Error: The call was not approved"
+                await chat.until(last)
+                await chat.until(b"you", after=chat.shown.index(last))
+                await chat.type(b"\x04")
+                await chat.ended()
+            assert b"Traceback" not in chat.shown
 
     async def test_takes_words_without_quotes(self, server: Server, folder: Path) -> None:
         common = ("--agent", "assistant", "--data", "data")

@@ -39,7 +39,9 @@ def run(program: list[str], folder: Path, **environment: str) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize("name", ["embedded.py", "blocks.py", "careful.py", "budgets.py"])
+@pytest.mark.parametrize(
+    "name", ["embedded.py", "blocks.py", "careful.py", "budgets.py", "asking.py"]
+)
 def test_an_example_prints_what_the_readme_says(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(block("file", name))
 

@@ -54,6 +54,7 @@ def chat(
         else:
             if thread is not None:
                 trio.run(conversation.show_history)
+                trio.run(conversation.answer_what_waits)
             code = _talk(conversation)
     except* (CrecheError, DataDirectoryError, OSError) as errors:
         _tell(errors)

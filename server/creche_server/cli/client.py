@@ -32,6 +32,14 @@ class TooLongError(ClientError):
     """A command is longer than the server takes; nothing was sent."""
 
 
+class RefusedCommandError(ClientError):
+    """The server took no such command; the connection is as it was."""
+
+    def __init__(self, reply: Mapping[str, Any]) -> None:
+        super().__init__(_refusal(reply))
+        self.code: str = reply["error"]
+
+
 class Client:
     """One socket on one thread. Opened by `open_client`."""
 
@@ -64,7 +72,7 @@ class Client:
         finally:
             del self._replies[command_id]
         if reply["type"] == "error":
-            raise ClientError(_refusal(reply))
+            raise RefusedCommandError(reply)
         result: dict[str, Any] = reply["result"]
         return result
 
@@ -77,6 +85,11 @@ class Client:
         event = self._events.popleft()
         self._moved.unpark_all()
         return event
+
+    async def coming(self) -> None:
+        """Wait until there is an event to look at, or none will come any more."""
+        while not self._events and self._ended is None:
+            await self._moved.park()
 
     async def serve(self) -> None:
         """Sort what comes in, until the connection ends.

@@ -11,6 +11,7 @@ from typing import Any, Final
 import trio
 from rich.status import Status
 
+from creche_server.cli.answering import respond
 from creche_server.cli.api import Api, ClientError
 from creche_server.cli.client import Client, open_client
 from creche_server.cli.endings import EXIT_FAILED, cleanup, exit_code, why
@@ -107,6 +108,26 @@ class Conversation:
                     status.update("waiting for its turn" if queued else "thinking")
                     return await _Answer(self._screen, status).show(client, started["run_id"])
 
+    async def answer_what_waits(self) -> int:
+        """Answer what a run of this thread asked, and show how it goes on.
+
+        Returns an exit code, 0 where nothing waits. Raises ClientError.
+        """
+        state: dict[str, Any] = (
+            await self._api.get("threads", self.thread_id, "state", limit=1) or {}
+        )
+        code = 0
+        for interrupt in state.get("interrupts", ()):
+            position = await self._end_of_the_log()
+            async with open_client(self._api.url, self.thread_id, self._api.token) as client:
+                await client.ask("subscription.subscribe", position)
+                run_id = await respond(client, self._screen, interrupt) or state["active_run"]
+                if run_id is not None:
+                    self.begun = True
+                    status = self._screen.waiting("thinking")
+                    code = await _Answer(self._screen, status).show(client, run_id)
+        return code
+
     async def _end_of_the_log(self) -> dict[str, Any]:
         """Where a subscription begins that tells nothing of the past."""
         thread = await self._api.get("threads", self.thread_id)
@@ -162,7 +183,10 @@ class _Answer:
         self._answered = False
 
     async def show(self, client: Client, run_id: str) -> int:
-        """Show the run's events to its last; returns an exit code. Raises ClientError."""
+        """Show the run's events to its last; returns an exit code. Raises ClientError.
+
+        What the run asks meanwhile is asked at the terminal.
+        """
         ours = False
         while True:
             try:
@@ -174,12 +198,14 @@ class _Answer:
                 msg = f"{error} before the answer was complete"
                 raise ClientError(msg) from error
             if event["type"] == "RUN_STARTED":
-                ours = event["runId"] == run_id
+                ours = run_id in {event["runId"], event.get("parentRunId")}
                 self._status.update("thinking" if ours else "waiting for its turn")
             elif ours:
                 code = self._take(event)
                 if code is not None:
                     return code
+                for interrupt in event.get("outcome", {}).get("interrupts", ()):
+                    await respond(client, self._screen, interrupt)
 
     def _take(self, event: Mapping[str, Any]) -> int | None:
         """Show one event of our run; the exit code if it was the last one."""
@@ -221,7 +247,9 @@ class _Answer:
             case _:
                 pass
 
-    def _finished(self, event: Mapping[str, Any]) -> int:
+    def _finished(self, event: Mapping[str, Any]) -> int | None:
+        if event.get("outcome", {}).get("type") == "interrupt":
+            return None
         if event.get("outcome", {}).get("type") != "cancelled":
             if not self._answered:
                 self._screen.note("(no answer)")

@@ -17,6 +17,7 @@ REASONS: Final = MappingProxyType(
         "disconnect": "nobody was watching",
         "superseded": "a later message took its place, or its thread was deleted",
         "shutdown": "the server was shut down",
+        "unanswered": "nobody answered its question in time",
     }
 )
 

@@ -52,6 +52,15 @@ class Screen:
         """What was asked before."""
         self._out.print(Text.assemble("\n", ("you> ", "bold"), printable(text)))
 
+    def asked(self, text: str) -> None:
+        """What a run asks whoever sits here."""
+        self._aside.print(Text.assemble("\n", ("? ", "bold yellow"), printable(text)))
+
+    def prompt(self, words: str) -> None:
+        """Before what is typed, without the end of a line."""
+        self._aside.print(Text(printable(words), "bold"), end="")
+        self._aside.file.flush()
+
     def note(self, words: str) -> None:
         """Something about the conversation, not of it."""
         self._aside.print(Text(printable(words), "dim"))

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from creche_server.database.tables import chunks, messages, runs, spending, threads
+from creche_server.database.tables import chunks, messages, questions, runs, spending, threads
 
 # Both spell "on conflict" alike; SQLAlchemy has no common class for them.
 DialectInsert = Callable[[Table], postgresql.Insert] | Callable[[Table], sqlite.Insert]
@@ -99,6 +99,19 @@ SPENDING: Final = select(
     spending.c.micro_usd,
     spending.c.tool_calls,
 ).where(spending.c.user_id == given("user"), spending.c.day == given("day"))
+OPEN_QUESTIONS: Final = (
+    select(questions)
+    .where(
+        questions.c.user_id == given("user"),
+        questions.c.thread_id == given("thread"),
+        questions.c.status == "open",
+    )
+    .order_by(questions.c.id)
+)
+QUESTION: Final = select(questions).where(
+    questions.c.user_id == given("user"),
+    questions.c.question_id == given("question"),
+)
 UNFINISHED_RUNS: Final = select(runs).where(runs.c.last_seq.is_(None)).order_by(runs.c.id)
 _THREAD_OF_ANOTHER: Final = exists().where(
     threads.c.thread_id == given("wanted"),
@@ -108,14 +121,23 @@ _RUN_OF_ANOTHER: Final = exists().where(
     runs.c.run_id == given("wanted"),
     runs.c.user_id != given("asking"),
 )
+_QUESTION_OF_ANOTHER: Final = exists().where(
+    questions.c.question_id == given("wanted"),
+    questions.c.user_id != given("asking"),
+)
 # {kind of id: the question}; on PostgreSQL it goes through the wall by a function.
 OF_ANOTHER: Final = MappingProxyType(
-    {"thread": select(_THREAD_OF_ANOTHER), "run": select(_RUN_OF_ANOTHER)},
+    {
+        "thread": select(_THREAD_OF_ANOTHER),
+        "run": select(_RUN_OF_ANOTHER),
+        "question": select(_QUESTION_OF_ANOTHER),
+    },
 )
 OF_ANOTHER_BEHIND_THE_WALL: Final = MappingProxyType(
     {
         "thread": select(func.threads_of_another(given("wanted"), given("asking"))),
         "run": select(func.runs_of_another(given("wanted"), given("asking"))),
+        "question": select(func.questions_of_another(given("wanted"), given("asking"))),
     },
 )
 ROLL_BACK: Final = (
@@ -196,4 +218,13 @@ def add_spending(dialect_insert: DialectInsert) -> Insert:
             name: spending.c[name] + adding.excluded[name]
             for name in ("tokens", "micro_usd", "tool_calls")
         },
+    )
+
+
+def record_questions(dialect_insert: DialectInsert) -> Insert:
+    """Write questions as they stand now."""
+    recording = dialect_insert(questions)
+    return recording.on_conflict_do_update(
+        index_elements=[questions.c.user_id, questions.c.question_id],
+        set_={name: recording.excluded[name] for name in ("status", "closed_at")},
     )

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import RowMapping
 
 from creche import (
     Commit,
+    QuestionRecord,
     RunId,
     RunRecord,
     Spending,
@@ -24,6 +26,7 @@ from creche import (
 Row = dict[str, Any]
 
 
+_QUESTION_FIELDS: Final = tuple(QuestionRecord.__dataclass_fields__)
 _RUN_FIELDS: Final = tuple(RunRecord.__dataclass_fields__)
 _THREAD_FIELDS: Final = tuple(ThreadRecord.__dataclass_fields__)
 
@@ -58,6 +61,16 @@ def run_row(run: RunRecord) -> Row:
     row = {name: getattr(run, name) for name in _RUN_FIELDS}
     if run.reason is not None:
         row["reason"] = without_nul(run.reason)
+    return row
+
+
+def question_row(question: QuestionRecord) -> Row:
+    """A question as it stands."""
+    row = {name: getattr(question, name) for name in _QUESTION_FIELDS}
+    for name in ("prompt", "tool_name", "tool_call_id", "arguments"):
+        if row[name] is not None:
+            row[name] = without_nul(row[name])
+    row["schema"] = msgspec.json.encode(question.schema)
     return row
 
 
@@ -111,6 +124,13 @@ def thread_of(row: RowMapping) -> ThreadRecord:
 def run_of(row: RowMapping) -> RunRecord:
     """A run's record."""
     return RunRecord(**{name: row[name] for name in _RUN_FIELDS})
+
+
+def question_of(row: RowMapping) -> QuestionRecord:
+    """A question's record."""
+    fields = {name: row[name] for name in _QUESTION_FIELDS}
+    fields["schema"] = msgspec.json.decode(fields["schema"])
+    return QuestionRecord(**fields)
 
 
 def message_of(row: RowMapping) -> StoredMessage:

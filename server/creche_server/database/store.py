@@ -29,6 +29,7 @@ from creche import (
     Commit,
     CommitInDoubtError,
     IdKind,
+    QuestionRecord,
     RunId,
     RunRecord,
     Spending,
@@ -42,6 +43,8 @@ from creche_server.database.rows import (
     chunk_row,
     message_of,
     message_row,
+    question_of,
+    question_row,
     rolled_back_rows,
     run_of,
     run_row,
@@ -71,6 +74,7 @@ class SqlStore:
         self._open_threads = queries.open_threads(dialect_insert)
         self._record_runs = queries.record_runs(dialect_insert)
         self._add_spending = queries.add_spending(dialect_insert)
+        self._record_questions = queries.record_questions(dialect_insert)
 
     # --- writing
 
@@ -104,6 +108,7 @@ class SqlStore:
             (self._record_runs, (run_row(run) for c in commits for run in c.runs)),
             (queries.ROLL_BACK, (row for c in commits for row in rolled_back_rows(c))),
             (insert(messages), (message_row(c, said) for c in commits for said in c.messages)),
+            (self._record_questions, (question_row(q) for c in commits for q in c.questions)),
             (insert(chunks), (chunk_row(c) for c in commits if c.chunk)),
             (self._add_spending, (spending_row(c, *spent) for c in commits for spent in c.spent)),
             (queries.TOUCH_THREADS, (touch_row(c, moment) for c in commits)),
@@ -169,6 +174,14 @@ class SqlStore:
     async def run(self, user_id: UserId, run_id: RunId) -> RunRecord | None:
         rows = await self._rows(queries.RUN, user=user_id, run=run_id)
         return run_of(rows[0]) if rows else None
+
+    async def open_questions(self, user_id: UserId, thread_id: ThreadId) -> list[QuestionRecord]:
+        rows = await self._rows(queries.OPEN_QUESTIONS, user=user_id, thread=thread_id)
+        return [question_of(row) for row in rows]
+
+    async def question(self, user_id: UserId, question_id: str) -> QuestionRecord | None:
+        rows = await self._rows(queries.QUESTION, user=user_id, question=question_id)
+        return question_of(rows[0]) if rows else None
 
     async def chunks(
         self,

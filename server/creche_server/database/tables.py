@@ -147,6 +147,33 @@ spending: Final = Table(
     Column("tool_calls", BigInteger, nullable=False),
 )
 
+questions: Final = Table(
+    "questions",
+    metadata,
+    Column("id", _RowId, primary_key=True, autoincrement=True),  # the order of asking
+    Column("user_id", String(ID_LENGTH), nullable=False),
+    Column("question_id", String(ID_LENGTH), nullable=False),
+    Column("thread_id", String(ID_LENGTH), nullable=False),
+    Column("run_id", String(ID_LENGTH), nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("schema", LargeBinary, nullable=False),  # of the answer, as JSON
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("closed_at", UtcDateTime),
+    Column("subagent_run_id", String(ID_LENGTH)),
+    Column("tool_call_id", Text),
+    Column("tool_name", Text),
+    Column("arguments", Text),  # JSON, its secrets redacted
+    Column("digest", String(64)),
+    UniqueConstraint("user_id", "question_id", name="questions_by_id"),
+    Index("questions_by_thread", "user_id", "thread_id"),
+    Index("questions_of_anybody", "question_id"),
+    _owned_by_thread(),
+)
+
 # Of everybody and of nobody: its rows are never changed, which triggers see to.
 audit_records: Final = Table(
     "audit_records",

@@ -22,7 +22,7 @@ from creche import (
 from creche_server.http import brought
 from creche_server.http.finding import Finder
 from creche_server.http.identity import current_user
-from creche_server.recall import UnknownRunError, history, recall
+from creche_server.recall import UnknownRunError, history, open_interrupts, recall
 from creche_server.services import Services
 from creche_server.wire.commands import DEFAULT_RUNS, MOST_RUNS
 
@@ -135,6 +135,7 @@ class _Threads:
         return _json(
             {
                 **recalled.to_dict(),
+                **await open_interrupts(self._store, user_id, thread.thread_id),
                 "thread": self._summary(thread),
                 "active_run": active[0].run_id if active else None,
                 "queued_runs": [run.run_id for run in active[1:]],

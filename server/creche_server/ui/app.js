@@ -126,6 +126,7 @@ function show(id, isNew) {
     again: (asked) => conversation.again(asked),
     discard: (asked) => conversation.discard(asked),
     withdraw: (asked) => conversation.withdraw(asked),
+    respond: (id, answer) => conversation.respond(id, answer),
   });
   atEnd = true;
   closeDrawer();

@@ -77,6 +77,20 @@ export class Conversation {
     }
   }
 
+  // Answer what a run asks; `answer` is {response}, or {status: "cancelled"} to decline.
+  async respond(id, answer) {
+    const mark = (change) => this.#change(threads.markAsks(this.thread, id, change));
+    mark({ state: "sending", why: "" });
+    try {
+      await this.#wire.ask("input.respond", { interrupt_id: id, ...answer });
+      mark({ state: answer.status ? "declined" : "answered", answer: answer.response });
+    } catch (error) {
+      if (error instanceof LostError) mark({ state: "open", why: "The connection broke. Try again." });
+      else if (error.code === "invalid_argument") mark({ state: "open", why: error.message });
+      else mark({ state: "over", why: error.message });
+    }
+  }
+
   // Take back a question that was never taken.
   discard({ id }) {
     this.#change(threads.forget(this.thread, id));

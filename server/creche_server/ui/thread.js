@@ -6,11 +6,13 @@
 //
 //   thread  {epoch, seq, turns: [turn], asked: [question]}
 //   turn    {runId, status, questions: [{id, text}], parts: [part], startedAt, steps: [name],
-//            receipt, usage, error}         status: running, done, stopped or failed
+//            receipt, usage, error}         status: running, parked, done, stopped or failed
 //   part    {kind: "text", id, text, open} | {kind: "thought", id, text, open, by}
 //         | {kind: "tool", id, name, args, result, status, startedAt, endedAt}
 //                                            status: calling, done or failed
 //         | {kind: "agent", id, name, status, message}
+//         | {kind: "asks", id, interrupt, state, why, answer}  what a person is asked
+//                                            state: open, sending, answered, declined or over
 //   asked   {id, text, agent, state, runId, why}: said by this page, not yet in the log
 //            state: unsent, sending, unknown (the connection broke meanwhile), accepted,
 //            waiting, withdrawn or refused
@@ -28,6 +30,7 @@ export function apply(thread, event) {
 
 const FOLDS = {
   RUN_STARTED(thread, event) {
+    if (event.parentRunId) return goOn(thread, event);
     const known = thread.asked.filter((question) => question.runId === event.runId);
     const told = event.input?.messages.filter((message) => message.role === "user") ?? known;
     const questions = told.map(({ id, content, text }) => ({ id, text: content ?? text }));
@@ -47,7 +50,7 @@ const FOLDS = {
     };
   },
   RUN_FINISHED: (thread, event) =>
-    inTurn(thread, (turn) => ({
+    inTurn(thread, (turn) => event.outcome?.type === "interrupt" ? park(turn, event) : ({
       ...turn,
       status: event.outcome?.type === "cancelled" ? "stopped" : "done",
       steps: [],
@@ -111,13 +114,41 @@ const FOLDS = {
   SUBAGENT_STARTED: (thread, event) =>
     begin(thread, "agent", event.subagentRunId, { name: event.name, status: "working" }),
   SUBAGENT_FINISHED: (thread, event) =>
-    inPart(thread, "agent", event.subagentRunId, () => ({ status: "done" })),
+    inPart(thread, "agent", event.subagentRunId, () => ({
+      status: event.outcome?.type === "suspended" ? "working" : "done",
+    })),
   SUBAGENT_ERROR: (thread, event) =>
     inPart(thread, "agent", event.subagentRunId, () => ({
       status: "failed",
       message: event.message,
     })),
 };
+
+// A run that asks something is parked; what it asks is a part of its turn.
+function park(turn, event) {
+  const asks = event.outcome.interrupts.map((interrupt) => (
+    { kind: "asks", id: interrupt.id, interrupt, state: "open" }
+  ));
+  return { ...turn, status: "parked", parts: [...turn.parts, ...asks] };
+}
+
+// It goes on, under another id: with an answer, or because nobody waits for one any more.
+function goOn(thread, event) {
+  const given = new Map(event.input?.resume?.map((entry) => [entry.interruptId, entry]));
+  return inTurn(thread, (turn) => ({
+    ...turn,
+    status: "running",
+    segmentId: event.runId,
+    parts: turn.parts.map((part) => {
+      if (part.kind !== "asks" || !isOpen(part)) return part;
+      const entry = given.get(part.id);
+      if (!entry) return { ...part, state: "over" };
+      return { ...part, state: entry.status === "resolved" ? "answered" : "declined", answer: entry.payload };
+    }),
+  }));
+}
+
+const isOpen = ({ state }) => state === "open" || state === "sending";
 
 // Of a run that was lost before it began, the failure may be all that there is.
 function withRunning(thread) {
@@ -148,11 +179,16 @@ function inPart(thread, kind, id, change) {
   });
 }
 
+// What a question interrupted is begun again by the same id.
 const begin = (thread, kind, id, fields) =>
-  inTurn(thread, (turn) => ({
-    ...turn,
-    parts: [...turn.parts, { kind, id, open: true, ...fields }],
-  }));
+  inTurn(thread, (turn) => {
+    const at = turn.parts.findLastIndex((part) => part.kind === kind && part.id === id);
+    if (at >= 0) {
+      const part = { ...turn.parts[at], open: true, ...(fields.status && { status: fields.status }) };
+      return { ...turn, parts: turn.parts.with(at, part) };
+    }
+    return { ...turn, parts: [...turn.parts, { kind, id, open: true, ...fields }] };
+  });
 const extend = (thread, kind, event) =>
   inPart(thread, kind, event.messageId, (part) => ({ text: part.text + event.delta }));
 const end = (thread, kind, event) =>
@@ -184,6 +220,23 @@ export function subscribed(thread, { epoch, reset }) {
   return reset ? { ...EMPTY, epoch, asked: thread.asked } : { ...thread, epoch };
 }
 
+// Something about what a run asks: that an answer is on its way, or was refused.
+export function markAsks(thread, id, change) {
+  return {
+    ...thread,
+    turns: thread.turns.map((turn) =>
+      turn.parts.some((part) => part.kind === "asks" && part.id === id)
+        ? {
+            ...turn,
+            parts: turn.parts.map((part) =>
+              part.kind === "asks" && part.id === id ? { ...part, ...change } : part,
+            ),
+          }
+        : turn,
+    ),
+  };
+}
+
 // Set right what no event tells: which questions wait, and which never arrived. `state` is the
 // answer of GET /threads/{id}/state, asked for once the log had been read to its end.
 export function reconcile(thread, state) {
@@ -211,7 +264,19 @@ export function reconcile(thread, state) {
         ? { ...question, state: "refused", why: "The connection broke before it arrived." }
         : question,
     );
-  return { ...thread, asked: [...inLine, ...rest] };
+  // A run may be over, but what it asked can still be answered: `interrupts` says so.
+  const open = new Set((state.interrupts ?? []).map(({ id }) => id));
+  const turns = thread.turns.map((turn) =>
+    turn.parts.some((part) => part.kind === "asks" && open.has(part.id) && part.state === "over")
+      ? {
+          ...turn,
+          parts: turn.parts.map((part) =>
+            part.kind === "asks" && open.has(part.id) ? { ...part, state: "open" } : part,
+          ),
+        }
+      : turn,
+  );
+  return { ...thread, turns, asked: [...inLine, ...rest] };
 }
 
 // --- what can be asked of a thread
@@ -219,12 +284,13 @@ export function reconcile(thread, state) {
 // The run that a Stop button stops: the one under way, else the one about to begin.
 export function activeRun(thread) {
   const turn = thread.turns.at(-1);
-  if (turn?.status === "running") return turn.runId;
+  if (turn?.status === "running" || turn?.status === "parked") return turn.runId;
   return thread.asked.find((question) => question.state === "accepted")?.runId ?? null;
 }
 
 // What is going on, in words for a status line; empty when nothing is.
 export function activity(turn) {
+  if (turn?.status === "parked") return "Waiting for your answer";
   if (turn?.status !== "running") return "";
   const part = turn.parts.at(-1);
   if (part?.kind === "tool" && part.status === "calling") return `Calling ${part.name}`;
@@ -258,6 +324,7 @@ const REASONS = {
   disconnect: "nobody was watching",
   superseded: "a later message took its place, or its thread was deleted",
   shutdown: "the server was shut down",
+  unanswered: "nobody answered its question in time",
 };
 
 // Why a run was stopped, with a colon before it; empty if the user did it.

@@ -1,10 +1,12 @@
 // The transcript's DOM: shows a thread, touching only what differs from what it showed before.
 
+import { AsksView } from "./asks.js";
 import { make, makeButton, setText } from "./dom.js";
 import { Prose } from "./prose.js";
 import { activity, duration, ending } from "./thread.js";
 
-// `actions`: {again(question), discard(question), withdraw(question)}, from buttons in it.
+// `actions`: {again(question), discard(question), withdraw(question), respond(id, answer)}, from
+// buttons in it.
 export class Transcript {
   #root;
   #actions;
@@ -24,7 +26,7 @@ export class Transcript {
     turns.forEach((turn, at) => {
       let view = this.#turns[at];
       if (!view) {
-        view = this.#turns[at] = new TurnView(turn);
+        view = this.#turns[at] = new TurnView(turn, this.#actions);
         const after = this.#turns[at - 1]?.element;
         this.#root.insertBefore(view.element, after ? after.nextSibling : this.#root.firstChild);
       }
@@ -59,7 +61,10 @@ class TurnView {
   #body = make("div", "parts");
   #end = make("p", "end");
 
-  constructor(turn) {
+  #actions;
+
+  constructor(turn, actions) {
+    this.#actions = actions;
     this.runId = turn.runId;
     const questions = turn.questions.map(({ text }) => questionBox(text));
     const run = make("div", "run", this.#body, this.#end);
@@ -72,7 +77,7 @@ class TurnView {
     this.element.dataset.status = turn.status;
     turn.parts.forEach((part, at) => {
       if (!this.#parts[at]) {
-        this.#parts[at] = new PARTS[part.kind](part);
+        this.#parts[at] = new PARTS[part.kind](part, this.#actions);
         this.#body.append(this.#parts[at].element);
       }
       this.#parts[at].update(part);
@@ -188,7 +193,13 @@ class AgentView {
   }
 }
 
-const PARTS = { text: TextView, thought: ThoughtView, tool: ToolView, agent: AgentView };
+const PARTS = {
+  text: TextView,
+  thought: ThoughtView,
+  tool: ToolView,
+  agent: AgentView,
+  asks: AsksView,
+};
 
 // A question that the log does not tell of yet.
 class AskedView {

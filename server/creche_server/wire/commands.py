@@ -92,15 +92,28 @@ class RunInput(msgspec.Struct, frozen=True):
     messages: tuple[InputMessage, ...]
 
 
-class RunStart(msgspec.Struct, frozen=True):
-    """Run an agent on this thread."""
+class ResumeEntry(msgspec.Struct, frozen=True, rename="camel"):
+    """AG-UI's answer to an interrupt; `cancelled` declines it."""
 
-    input: RunInput
+    interrupt_id: str
+    status: Literal["resolved", "cancelled"]
+    payload: Any = None
+
+
+class RunStart(msgspec.Struct, frozen=True):
+    """Run an agent on this thread.
+
+    With `resume` it is an answer instead, to what a run of this thread asked.
+    """
+
+    input: RunInput = RunInput(())
     assistant_id: str = "assistant"
     metadata: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
     multitask_strategy: MultitaskStrategy = "enqueue"  # on a busy thread
     on_disconnect: Literal["continue", "cancel"] = "continue"
     disconnect_grace: Annotated[float, msgspec.Meta(ge=0, le=MOST_GRACE)] | None = None  # seconds
+    resume: tuple[ResumeEntry, ...] = ()
+    run_id: RunId | None = None  # how the run that is resumed goes on; new runs get one of ours
 
 
 class RunCancel(msgspec.Struct, frozen=True):
@@ -109,6 +122,15 @@ class RunCancel(msgspec.Struct, frozen=True):
     run_id: RunId
     wait: bool = False
     reason: Literal["user"] = "user"
+
+
+class InputRespond(msgspec.Struct, frozen=True):
+    """Answer what a run of this thread asked; `cancelled` declines."""
+
+    interrupt_id: str
+    response: Any = None
+    status: Literal["resolved", "cancelled"] = "resolved"
+    run_id: RunId | None = None  # how the run goes on
 
 
 class TreeGet(msgspec.Struct, frozen=True):
@@ -124,7 +146,7 @@ class StateGet(msgspec.Struct, frozen=True):
     before: RunId | None = None
 
 
-Command = Subscribe | Unsubscribe | RunStart | RunCancel | TreeGet | StateGet
+Command = Subscribe | Unsubscribe | RunStart | RunCancel | InputRespond | TreeGet | StateGet
 
 COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
     {
@@ -132,6 +154,7 @@ COMMANDS: Final[Mapping[str, type[Command]]] = MappingProxyType(
         "subscription.unsubscribe": Unsubscribe,
         "run.start": RunStart,
         "run.cancel": RunCancel,
+        "input.respond": InputRespond,
         "agent.getTree": TreeGet,
         "state.get": StateGet,
     },
@@ -192,10 +215,13 @@ def check_command(command: Command) -> None:
     if isinstance(command, Subscribe) and command.since < 0:
         msg = "`since` is the seq of the last event you have, 0 for none"
         raise ValueError(msg)
-    if isinstance(command, RunStart) and not command.input.messages:
-        msg = "`input.messages` must have at least one message"
-        raise ValueError(msg)
     if isinstance(command, RunStart):
+        if not command.input.messages and not command.resume:
+            msg = "`input.messages` must have at least one message"
+            raise ValueError(msg)
+        if len(command.resume) > 1:
+            msg = "`resume` has one entry: one question of a thread is open at a time"
+            raise ValueError(msg)
         for message in command.input.messages:
             check_characters("a message's id", message.id or "")
 

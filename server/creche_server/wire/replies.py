@@ -9,12 +9,15 @@ from typing import Any, Final, Literal
 import msgspec
 
 from creche import (
+    AnswerRefusedError,
     AuditUnavailableError,
     BusyError,
     CrecheError,
     DrainingError,
     InvalidContextError,
     LimitExceededError,
+    NoSuchQuestionError,
+    QuestionClosedError,
     RunError,
     StoreUnavailableError,
     UnknownAgentError,
@@ -27,12 +30,14 @@ ErrorCode = Literal[
     "unknown_error",
     "no_such_run",
     "no_such_subscription",
+    "no_such_interrupt",
     "not_supported",
     "no_such_thread",
     "busy",
     "limit_exceeded",
     "draining",
     "unavailable",
+    "interrupt_closed",
 ]
 
 _encoder: Final = msgspec.json.Encoder()
@@ -45,6 +50,9 @@ _CODES: Final[Mapping[type[Exception], ErrorCode]] = MappingProxyType(
         BusyError: "busy",
         DrainingError: "draining",
         LimitExceededError: "limit_exceeded",
+        AnswerRefusedError: "invalid_argument",
+        NoSuchQuestionError: "no_such_interrupt",
+        QuestionClosedError: "interrupt_closed",
         AuditUnavailableError: "unavailable",
         StoreUnavailableError: "unavailable",
         RunError: "unknown_error",

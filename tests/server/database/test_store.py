@@ -21,7 +21,18 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from tests.server.database.postgres import new_database
 from tests.server.running import CommandError, eventually, open_server, settings_for
 from tests.small_world import log_of
-from tests.store_contract import ADA, BOB, NOON, T1, StoreContract, chunk, commit, record, said
+from tests.store_contract import (
+    ADA,
+    BOB,
+    NOON,
+    T1,
+    StoreContract,
+    asked,
+    chunk,
+    commit,
+    record,
+    said,
+)
 
 from creche import (
     AssistantMessage,
@@ -228,6 +239,7 @@ class TestOnPostgres:
                             user,
                             runs=(record(user=user),),
                             messages=(said("run-a", "x"),),
+                            questions=(asked(user=user),),
                             chunk=chunk(1, 1),
                             spent=((NOON.date(), Spending(tokens=1)),),
                         ),

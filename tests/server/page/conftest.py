@@ -45,7 +45,10 @@ _CHROMIUM_ARGUMENTS: Final = (
 
 # `parrot` says what it is told, so that a test can have an answer of its own words.
 _AGENTS: Final = '''\
-from creche import RunContext, text_of
+import msgspec
+from typing import Literal
+
+from creche import RunContext, text_of, tool
 from creche_server.assistant import Assistant
 
 
@@ -65,7 +68,31 @@ class Foreman:
         await run.emit.text(f"It said {len(result.text)} letters.")
 
 
-agents = {"assistant": Assistant, "parrot": Parrot, "foreman": Foreman}
+class Trip(msgspec.Struct, forbid_unknown_fields=True):
+    to: Literal["Paris", "Rome"]
+    days: int = 3
+
+
+@tool(approval=True)
+async def pay(amount: int) -> str:
+    """Pay."""
+    return f"paid {amount}"
+
+
+class Clerk:
+    """Asks back."""
+
+    tools = (pay,)
+
+    async def run(self, run: RunContext) -> None:
+        await run.emit.text("First things first.")
+        name = await run.ask(None, "What is your name?")
+        trip = await run.ask(Trip, "Where to?")
+        paid = await run.call_tool("pay", {"amount": 5})
+        await run.emit.text(f"{name}: {trip.days} days in {trip.to}, {paid.content}")
+
+
+agents = {"assistant": Assistant, "parrot": Parrot, "foreman": Foreman, "clerk": Clerk}
 '''
 
 

@@ -413,3 +413,68 @@ class TestThreads:
         expect(link).to_be_visible()
         page.keyboard.press("Escape")
         expect(link).to_be_hidden()
+
+
+def begin_at_the_clerks(page: Page) -> None:
+    page.get_by_label("Agent").select_option("clerk")
+    ask(page, "Plan a trip.")
+
+
+class TestQuestions:
+    def test_are_asked_in_forms_and_the_run_goes_on_with_the_answers(self, page: Page):
+        begin_at_the_clerks(page)
+        name = page.get_by_role("region", name="What is your name?")
+        expect(name).to_be_visible()
+        expect(turns(page, "parked")).to_contain_text("Waiting for your answer")
+        name.get_by_label("Answer").fill("Ada")
+        page.keyboard.press("Enter")
+        expect(name).to_contain_text("Answered: Ada")
+
+        where = page.get_by_role("region", name="Where to?")
+        where.get_by_label("to").select_option("Rome")
+        where.get_by_label("days").fill("many")
+        where.get_by_role("button", name="Answer").click()
+        expect(where.get_by_role("alert")).to_contain_text("This is no integer: many")
+        where.get_by_label("days").fill("2.5")
+        where.get_by_role("button", name="Answer").click()
+        expect(where.get_by_role("alert")).to_contain_text("does not fit")
+        where.get_by_label("days").fill("2")
+        where.get_by_role("button", name="Answer").click()
+
+        pay = page.get_by_role("region", name="May the tool pay be called?")
+        expect(pay).to_contain_text('"amount": 5')
+        pay.get_by_role("button", name="Approve").click()
+        expect(turns(page, "done")).to_contain_text("Ada: 2 days in Rome, paid 5")
+        expect(turns(page)).to_have_count(1)
+        expect(pay).to_contain_text("Approved")
+        expect(page.locator(".asks form:visible")).to_have_count(0)
+
+    def test_are_still_there_after_a_reload_and_can_be_declined(self, page: Page):
+        begin_at_the_clerks(page)
+        name = page.get_by_role("region", name="What is your name?")
+        expect(name).to_be_visible()
+        page.reload()
+        name.get_by_role("button", name="Decline").click()
+        expect(turns(page, "failed")).to_contain_text("The question was declined.")
+        expect(name).to_contain_text("Declined")
+
+    def test_end_with_a_run_that_is_stopped(self, page: Page):
+        begin_at_the_clerks(page)
+        name = page.get_by_role("region", name="What is your name?")
+        expect(name).to_be_visible()
+        stop_button(page).click()
+        expect(turns(page, "stopped")).to_be_visible()
+        expect(name).to_contain_text("Not answered")
+
+    def test_outlive_the_server(self, page: Page, server: PageServer):
+        begin_at_the_clerks(page)
+        name = page.get_by_role("region", name="What is your name?")
+        expect(name).to_be_visible()
+        server.end()
+        expect(turns(page, "stopped")).to_contain_text("the server was shut down")
+        server.start()
+        name.get_by_label("Answer").fill("Ada")
+        name.get_by_role("button", name="Answer").click()
+        expect(name).to_contain_text("Answered: Ada")
+        expect(turns(page)).to_have_count(2)  # another run, which is told of it, and asks anew
+        expect(page.get_by_role("region", name="What is your name?")).to_have_count(2)
