@@ -74,9 +74,21 @@ async def test_a_policy_and_an_approver_decide_over_the_socket(tmp_path: Path) -
     assert asked == [(user, "pay", '{"amount":5}') for user in ("ann", "eve")]
 
 
-async def test_without_an_approver_nothing_is_approved(tmp_path: Path) -> None:
+async def test_without_an_approver_the_person_is_asked(tmp_path: Path) -> None:
     async with open_server(tmp_path, {"pays": Pays}) as server:
-        assert "nobody here who could approve" in await result_for(server, "bob")
+        async with server.chat(user="bob") as chat:
+            await chat.subscribe()
+            await chat.start("go", "pays")
+            await chat.until(lambda: chat.seen("RUN_FINISHED"), "it asks")
+            [question] = chat.events[-1]["outcome"]["interrupts"]
+            assert question["reason"] == "tool_call"
+            assert not chat.seen("TOOL_CALL_RESULT")
+            await chat.ask(
+                "input.respond", interrupt_id=question["id"], response={"approved": False}
+            )
+            await chat.until(lambda: chat.seen("TOOL_CALL_RESULT"), "it was refused")
+            [result] = [each for each in chat.events if each["type"] == "TOOL_CALL_RESULT"]
+            assert "not approved" in result["content"]
 
 
 async def test_the_readmes_application_is_served_with_its_policy_and_its_approver(
