@@ -83,7 +83,6 @@ class _Place:
     thread: ThreadId
     begun: bool = False
     excused: bool = False  # it takes no place of the caps
-    parked: bool = False  # it has begun, and has given its place back for now
 
 
 class _User(Generic[RunT]):
@@ -140,7 +139,7 @@ class Admission(Generic[RunT]):
         del order[run]
         own.waiting.pop(run, None)
         own.ready.discard(run)
-        if place.begun and not place.excused and not place.parked:
+        if place.begun and not place.excused:
             own.executing -= 1
             self._executing -= 1
         begun: list[RunT] = []
@@ -169,28 +168,6 @@ class Admission(Generic[RunT]):
         self._contend(place.user, own)
         order = own.threads[place.thread]
         return self._come_first(own, run) if next(iter(order)) == run else []
-
-    def park(self, run: RunT) -> list[RunT]:
-        """A run that has begun waits for a person: it keeps its thread, but not its place."""
-        place = self._places[run]
-        if not place.begun or place.excused or place.parked:
-            return []
-        own = self._users[place.user]
-        place.parked = True
-        own.executing -= 1
-        self._executing -= 1
-        self._contend(place.user, own)
-        return self._begin()
-
-    def go_on(self, run: RunT) -> None:
-        """It has its answer, and goes on at once: over the caps, where they are full."""
-        place = self._places[run]
-        if place.parked:
-            own = self._users[place.user]
-            place.parked = False
-            own.executing += 1
-            self._executing += 1
-            self._contend(place.user, own)
 
     def position(self, run: RunT) -> int:
         """Its place among those that wait, in the order in which they will begin; 1 is the next.

@@ -175,8 +175,6 @@ class Questions:
         )
         self._asked = asked = _Asked(record, form)
         life.clock.stop()
-        if life.on_parking is not None:
-            life.on_parking(True)  # noqa: FBT003  whether it is
         return asked
 
     def _go_on(self, fate: QuestionStatus, run_id: RunId, given: events.Resumption | None) -> int:
@@ -186,8 +184,6 @@ class Questions:
         life.segments.append(run_id)
         self._asked = None
         life.clock.go_on()
-        if life.on_parking is not None:
-            life.on_parking(False)  # noqa: FBT003  likewise
         return self._voice.go_on(run_id, given, run_record(life, "running"), closed).seq
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -65,8 +65,6 @@ class RunLife:
         self.silences = Silences()
         self.budgets = Budgets(functools.partial(self.cancel, "budget"))
         self.clock = RunClock()
-        # Told when it is parked (True) and goes on (False), while a supervisor has it listed.
-        self.on_parking: Callable[[bool], None] | None = None
         # Its id, and, once it has been parked, those of its segments; the last is how it goes on.
         self.segments: list[RunId] = [context.run_id]
         self.questions: Asking | None = None  # while it can ask

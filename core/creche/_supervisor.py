@@ -353,11 +353,9 @@ class Supervisor:
         _begin(self._admission.enter(life, user_id, thread_id))
         life.position = self._admission.position(life)
         self._runs.setdefault(user_id, {})[life.context.run_id] = life
-        life.on_parking = functools.partial(self._parking, life)
         try:
             yield
         finally:
-            life.on_parking = None  # it holds the run
             own = self._runs[user_id]
             del own[life.context.run_id]
             if not own:
@@ -365,13 +363,6 @@ class Supervisor:
             _begin(self._admission.leave(life))
             life.end()  # the last of all, so that who waited finds the thread free
             self._changed.unpark_all()
-
-    def _parking(self, life: RunLife, parked: bool) -> None:  # noqa: FBT001  what it is told
-        """One that waits for a person, perhaps for a day, keeps nobody else from beginning."""
-        if parked:
-            _begin(self._admission.park(life))
-        else:
-            self._admission.go_on(life)
 
     async def _serve(
         self,

@@ -27,7 +27,7 @@ from tests.small_world import (
     terminals_of,
     types_of,
 )
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from creche import (
     AnswerRefusedError,
@@ -46,7 +46,6 @@ from creche import (
     RunContext,
     RunError,
     RunId,
-    RunStatus,
     Step,
     Store,
     StoreUnavailableError,
@@ -1109,32 +1108,3 @@ async def test_a_parked_run_costs_less_than_50_kib(autojump_clock: MockClock) ->
         print(f"a parked run takes {each / 1024:.1f} KiB")  # noqa: T201
         assert each < 50 * 1024
         assert warm.status == "parked"
-
-
-async def status_of(run: Run) -> RunStatus:
-    """How it stands, once everything that can move has moved."""
-    await wait_all_tasks_blocked()
-    return run.status
-
-
-async def test_a_parked_run_keeps_nobody_from_beginning(autojump_clock: MockClock) -> None:
-    """It may wait for a day: its place is another's meanwhile, and it goes on over the cap."""
-
-    async def asks(run: RunContext) -> Any:
-        return await run.ask(None, "Well?")
-
-    limits = Limits(running_per_user=1, running=1)
-    made = infrastructure(limits=limits, asks=asks)
-    async with open_supervisor(made) as supervisor:
-        parked = await supervisor.start(context(), "asks", "hi")
-        assert await status_of(parked) == "parked"
-        other = await supervisor.start(context(thread="another"), "hang", "hi")
-        assert await status_of(other) == "running"
-        last = await supervisor.start(context(thread="third"), "hang", "hi")
-        (question,) = await made.store.open_questions(ADA, THREAD)
-        await supervisor.answer(ADA, THREAD, question.question_id, "yes")
-        assert (await parked.ended()).result == "yes"
-        assert await status_of(last) == "queued", "the place is the other's still"
-        other.cancel()
-        await other.ended()
-        assert await status_of(last) == "running"
